@@ -1,0 +1,107 @@
+"""What every job needs around it: Ray, the HTTP front, a capacity check, and exit statuses."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+
+from raydistill.core.config import Section
+from raydistill.core.errors import (
+    CapacityError,
+    ConfigError,
+    ConflictError,
+    DatasetError,
+    NotFoundError,
+    RaydistillError,
+)
+
+BAD_INPUT = (ConfigError, NotFoundError, DatasetError, CapacityError, ConflictError)
+
+
+class ClusterConfig(Section):
+    """Which Ray cluster a job runs on; the `[cluster]` table."""
+
+    address: str | None = None
+    """A running cluster; by default RAY_ADDRESS, else a local one for this job alone."""
+    num_cpus: int = Field(12, ge=4)
+    """*Logical* CPUs of a local cluster: replicas, actors and workers each hold one; it is no count of cores."""
+    object_store_mib: int = Field(300, ge=80)
+    """Shared memory of a local cluster's object store, in MiB."""
+    http_port: int = Field(8000, ge=1, le=65535)
+    """Port of the Serve front, on the loopback address."""
+    shared_dir: str | None = None
+    """A folder that every node sees, where there is more than one."""
+
+
+def connect(config: ClusterConfig) -> None:
+    """Connect to the cluster, or start a local one."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    env = {"env_vars": {"OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "1", "PYTHONPATH": _python_path()}}
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": bool(os.environ.get("RAYDISTILL_RAY_LOGS"))}
+    if address:
+        ray.init(address=address, runtime_env=env, **quiet)
+        return
+    ray.init(
+        num_cpus=config.num_cpus,
+        object_store_memory=config.object_store_mib * 2**20,
+        include_dashboard=False,
+        runtime_env=env,
+        **quiet,
+    )
+
+
+def _python_path() -> str:
+    """Return the path under which workers find `jobs` and `raydistill` as this process does."""
+    return os.pathsep.join(filter(None, [os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH")]))
+
+
+def start_http(config: ClusterConfig) -> str:
+    """Start Serve with its front on the loopback address and return the base URL."""
+    from ray import serve
+
+    serve.start(http_options={"host": "127.0.0.1", "port": config.http_port})
+    return f"http://127.0.0.1:{config.http_port}"
+
+
+def require(what: str, cpus: float = 0, gpus: float = 0, memory_bytes: float = 0) -> None:
+    """Refuse what the connected cluster can never have.
+
+    Raises:
+        CapacityError: with both numbers, before anything is started.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    wanted = {"CPU": cpus, "GPU": gpus, "memory": memory_bytes}
+    short = [f"{wanted[key]:g} {key}, the cluster has {have.get(key, 0):g}" for key in wanted if wanted[key] > have.get(key, 0)]
+    if short:
+        raise CapacityError(f"{what} needs {'; '.join(short)}. Ask for less, or give the cluster more (cluster.num_cpus).")
+
+
+def run_main(main: Callable[[list[str]], Any]) -> None:
+    """Run a job's main with the command line's arguments and end with its exit status.
+
+    0: done. 2: bad input, nothing was started or written. 1: it failed on the way.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "botocore", "ray", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main(sys.argv[1:])
+    except BAD_INPUT as error:
+        print(f"error: {_text(error)}", file=sys.stderr)  # noqa: T201 - the command's own voice
+        sys.exit(2)
+    except RaydistillError as error:
+        print(f"error: {_text(error)}", file=sys.stderr)  # noqa: T201 - the command's own voice
+        sys.exit(1)
+
+
+def _text(error: BaseException) -> str:
+    return str(error.args[0]) if error.args else type(error).__name__

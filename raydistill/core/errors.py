@@ -1,0 +1,41 @@
+"""One error tree; each error is also a built-in kind, so callers may catch either."""
+
+
+class RaydistillError(Exception):
+    """Any failure that raydistill explains: what is wrong, where, and what to do next."""
+
+
+class ConfigError(RaydistillError, ValueError):
+    """A configuration is wrong; nothing was started and nothing was written (exit status 2)."""
+
+
+class NotFoundError(RaydistillError, LookupError):
+    """A model, version, alias or file does not exist; the message names the known ones."""
+
+
+class ConflictError(RaydistillError, RuntimeError):
+    """Somebody else moved the object first, or it holds another fingerprint."""
+
+
+class StorageError(RaydistillError, OSError):
+    """An object store or a folder did not do what was asked."""
+
+
+class DatasetError(RaydistillError, ValueError):
+    """A dataset is unfinished, unreadable, or not what its manifest says."""
+
+
+class VerificationError(RaydistillError, ValueError):
+    """A version failed a check (digest, base model, shape, weights, template, probe) and is not served."""
+
+
+class CapacityError(RaydistillError, RuntimeError):
+    """The cluster can never have the CPUs, GPUs or memory that were asked for."""
+
+
+class ServiceError(RaydistillError, RuntimeError):
+    """A serving application answered with an error, or did not answer in time."""
+
+
+class TrainingError(RaydistillError, RuntimeError):
+    """Training cannot go on: a NaN loss, too few rows, an unusable checkpoint."""

@@ -1,0 +1,207 @@
+"""Single objects in a folder or in S3: read, atomic write, conditional write, list.
+
+An etag is the object's version for compare-and-swap: S3's own, or the SHA-256 of a local file.
+Nothing half-written is ever visible under its final name.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raydistill.core.errors import ConflictError, NotFoundError, StorageError
+from raydistill.core.uris import is_remote
+
+ABSENT = ""  # as `if_match`: the object must not exist yet
+
+
+@functools.cache
+def _s3() -> Any:
+    import boto3
+
+    return boto3.client("s3")
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+@contextlib.contextmanager
+def _s3_errors(uri: str) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in ("NoSuchKey", "404", "NotFound"):
+            raise NotFoundError(f"{uri} does not exist.") from error
+        if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+            raise ConflictError(f"{uri} was changed by somebody else: read it again and retry.") from error
+        if code == "NoSuchBucket":
+            raise StorageError(f"{uri}: the bucket does not exist. Create it or name another one.") from error
+        raise StorageError(f"{uri}: the object store answered {code or error}.") from error
+    except BotoCoreError as error:
+        raise StorageError(
+            f"{uri}: the object store cannot be used ({error}). Check AWS_ENDPOINT_URL and credentials."
+        ) from error
+
+
+def read(uri: str) -> tuple[bytes, str]:
+    """Return an object's bytes and its etag.
+
+    Raises:
+        NotFoundError: there is no such object.
+        StorageError: the store did not answer, or refused.
+    """
+    if is_remote(uri):
+        bucket, key = _split(uri)
+        with _s3_errors(uri):
+            answer = _s3().get_object(Bucket=bucket, Key=key)
+            return answer["Body"].read(), answer["ETag"].strip('"')
+    try:
+        data = Path(uri).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise NotFoundError(f"{uri} does not exist.") from error
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be read: {error.strerror}.") from error
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return an object's bytes; see `read`."""
+    return read(uri)[0]
+
+
+def exists(uri: str) -> bool:
+    """Return whether an object exists."""
+    if not is_remote(uri):
+        return Path(uri).is_file()
+    bucket, key = _split(uri)
+    try:
+        with _s3_errors(uri):
+            _s3().head_object(Bucket=bucket, Key=key)
+    except NotFoundError:
+        return False
+    return True
+
+
+def write_bytes(uri: str, data: bytes, if_match: str | None = None) -> str:
+    """Write an object in one step and return its etag.
+
+    Args:
+        uri: where.
+        data: the whole object.
+        if_match: None writes in any case; ABSENT only where nothing is there yet; an etag only where
+            the object still has it.
+
+    Raises:
+        ConflictError: the condition does not hold.
+        StorageError: the store refused.
+    """
+    if is_remote(uri):
+        bucket, key = _split(uri)
+        condition: dict[str, str] = {}
+        if if_match == ABSENT:
+            condition = {"IfNoneMatch": "*"}
+        elif if_match is not None:
+            condition = {"IfMatch": if_match}
+        with _s3_errors(uri):
+            answer = _s3().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+            return answer["ETag"].strip('"')
+    return _write_local(Path(uri), data, if_match)
+
+
+def _write_local(path: Path, data: bytes, if_match: str | None) -> str:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with _locked(path) if if_match is not None else contextlib.nullcontext():
+            if if_match is not None:
+                _check_etag(path, if_match)
+            temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the folder's lock: compare and swap are two steps on a file system."""
+    with (path.parent / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _check_etag(path: Path, if_match: str) -> None:
+    try:
+        etag = read(str(path))[1]
+    except NotFoundError:
+        etag = ABSENT
+    if etag != if_match:
+        raise ConflictError(f"{path} was changed by somebody else: read it again and retry.")
+
+
+def list_names(uri: str) -> list[str]:
+    """Return the sorted names directly below a folder; hidden ones and an absent folder give none."""
+    if is_remote(uri):
+        bucket, key = _split(uri)
+        prefix = key.rstrip("/") + "/" if key else ""
+        names: set[str] = set()
+        with _s3_errors(uri):
+            for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
+                names |= {item["Prefix"][len(prefix) :].rstrip("/") for item in page.get("CommonPrefixes", [])}
+                names |= {item["Key"][len(prefix) :] for item in page.get("Contents", [])}
+        return sorted(name for name in names if name and not name.startswith("."))
+    folder = Path(uri)
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def delete(uri: str) -> None:
+    """Delete one object; an absent one is no error."""
+    if is_remote(uri):
+        bucket, key = _split(uri)
+        with _s3_errors(uri):
+            _s3().delete_object(Bucket=bucket, Key=key)
+        return
+    Path(uri).unlink(missing_ok=True)
+
+
+def download(uri: str, target: Path) -> None:
+    """Copy one object to a local file, which appears only when it is whole."""
+    _write_local(target, read_bytes(uri), None)
+
+
+def upload_dir(folder: Path, uri: str) -> None:
+    """Copy every file directly in a local folder below a URI."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            write_bytes(f"{uri.rstrip('/')}/{file.name}", file.read_bytes())
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Return (pyarrow filesystem, path) for Ray Data and Ray Train, `AWS_ENDPOINT_URL` honoured."""
+    from pyarrow import fs
+
+    if not is_remote(uri):
+        return fs.LocalFileSystem(), uri
+    options: dict[str, Any] = {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        scheme, _, address = endpoint.partition("://")
+        options = {"scheme": scheme, "endpoint_override": address.rstrip("/")}
+    return fs.S3FileSystem(**options), uri.removeprefix("s3://")

@@ -1,0 +1,92 @@
+"""From an Example to the token ids a trainer uses, and which examples are raw or for validation."""
+
+import hashlib
+from typing import Protocol
+
+from raydistill.core.prompts import student_messages
+from raydistill.core.records import Example, Message
+from raydistill.types import ModelInput
+
+VALIDATION_SHARE = 0.05
+VALIDATION_MINIMUM = 8
+
+
+class Renderer(Protocol):
+    """What this room needs of a renderer of `raydistill.renderers`."""
+
+    tokenizer: "Tokenizer"
+
+    def build_generation_prompt(self, messages: list[Message]) -> ModelInput:
+        """Return the token ids up to the point where the assistant speaks."""
+        ...
+
+    def get_stop_sequences(self) -> list[int]:
+        """Return the token ids that end a turn, the usual one first."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What this room needs of a tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return a text's token ids."""
+        ...
+
+
+def encode_example(
+    example: Example, renderer: Renderer, raw_renderer: Renderer | None = None, raw: bool = False
+) -> tuple[list[int], list[int]]:
+    """Return an example's prompt token ids (without P) and its target token ids, the stop token included.
+
+    The recorded response tokens are the target where they are there; `read_examples` leaves them out where the teacher
+    has another tokenizer than the student, and then the text is encoded anew.
+
+    Args:
+        example: what the teacher answered to a query.
+        renderer: of the student's model.
+        raw_renderer: the "raw" renderer, for rows that show the query without a chat template.
+        raw: whether this is such a row. A conversation of several turns has no raw form and stays a chat.
+    """
+    messages = student_messages(example.messages)
+    shows_raw = raw and raw_renderer is not None and len(messages) == 1
+    prompt = (raw_renderer if shows_raw and raw_renderer else renderer).build_generation_prompt(messages)
+    if example.response_tokens is not None:
+        return prompt.to_ints(), list(example.response_tokens)
+    text_tokens = renderer.tokenizer.encode(example.response, add_special_tokens=False)
+    return prompt.to_ints(), [*text_tokens, renderer.get_stop_sequences()[0]]
+
+
+def _position(kind: str, identifier: str) -> float:
+    """Return a number in [0, 1) that an id always has, independent of the others of its kind."""
+    return int(hashlib.sha256(f"{kind}:{identifier}".encode()).hexdigest()[:12], 16) / 16**12
+
+
+def is_raw(example_id: str, raw_fraction: float) -> bool:
+    """Return whether an example is shown without the chat template; the same for every epoch and run."""
+    return _position("raw", example_id) < raw_fraction
+
+
+def is_validation(query_id: str, share: float = VALIDATION_SHARE) -> bool:
+    """Return whether a query's examples are for validation, going by its id alone."""
+    return _position("validation", query_id) < share
+
+
+def split_validation(
+    examples: list[Example], share: float = VALIDATION_SHARE, at_least: int = VALIDATION_MINIMUM
+) -> tuple[list[Example], list[Example]]:
+    """Return (training, validation) examples: whole queries, by hash, at least 8 rows but never over half of them."""
+    queries = sorted({example.query_id for example in examples}, key=lambda query: _position("validation", query))
+    rows = {query: 0 for query in queries}
+    for example in examples:
+        rows[example.query_id] += 1
+    chosen: set[str] = set()
+    num_chosen = 0
+    for query in queries:
+        if not is_validation(query, share) and num_chosen >= at_least:
+            break
+        if num_chosen + rows[query] > len(examples) / 2:
+            break
+        chosen.add(query)
+        num_chosen += rows[query]
+    training = [example for example in examples if example.query_id not in chosen]
+    return training, [example for example in examples if example.query_id in chosen]

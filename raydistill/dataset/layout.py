@@ -1,0 +1,79 @@
+"""Where a dataset's objects lie, and how an Example, a Drop and an Answer look as a Parquet row."""
+
+import dataclasses
+import hashlib
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydistill.core import storage
+from raydistill.core.errors import DatasetError
+from raydistill.core.records import Answer, Drop, Example, Shard, Usage
+from raydistill.core.uris import join
+
+MANIFEST = "manifest.json"
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("query_id", pa.string()),
+        ("messages", pa.string()),  # JSON
+        ("response", pa.string()),
+        ("response_tokens", pa.list_(pa.int32())),
+        ("teacher", pa.string()),
+        ("prompt_digest", pa.string()),
+    ]
+)
+DROP_SCHEMA = pa.schema(
+    [("query_id", pa.string()), ("sample_index", pa.int32()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+
+def folder_of(data_file: str) -> str:
+    """Return the dataset's folder: `output_file` itself, or `<file>.d` where that is a `.jsonl`."""
+    return f"{data_file}.d" if data_file.endswith(".jsonl") else data_file
+
+
+def example_to_row(example: Example) -> dict[str, Any]:
+    """Return an Example as a row of EXAMPLE_SCHEMA."""
+    return {**dataclasses.asdict(example), "messages": json.dumps(example.messages, ensure_ascii=False)}
+
+
+def example_from_row(row: dict[str, Any]) -> Example:
+    """Return the Example of a row of EXAMPLE_SCHEMA."""
+    return Example(**{**row, "messages": json.loads(row["messages"])})
+
+
+def drop_to_row(drop: Drop) -> dict[str, Any]:
+    """Return a Drop as a row of DROP_SCHEMA."""
+    return dataclasses.asdict(drop)
+
+
+def write_shard(folder: str, prefix: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Shard:
+    """Write rows as one Parquet object, named by its content, in one step; returns its entry for the manifest."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    data = buffer.getvalue()
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"{prefix}-{sha256[:16]}.parquet"
+    storage.write_bytes(join(folder, name), data)
+    return Shard(uri=name, rows=len(rows), sha256=sha256)
+
+
+def read_shard(folder: str, shard: Shard) -> list[dict[str, Any]]:
+    """Return the rows of a manifest's shard.
+
+    Raises:
+        DatasetError: the object is not the one that the manifest names.
+    """
+    uri = join(folder, shard.uri)
+    data = storage.read_bytes(uri)
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise DatasetError(f"{uri} is not what {MANIFEST} says: its sha256 differs. Run create_data again.")
+    rows = pq.read_table(io.BytesIO(data)).to_pylist()
+    if len(rows) != shard.rows:
+        raise DatasetError(f"{uri} has {len(rows)} rows, {MANIFEST} says {shard.rows}. Run create_data again.")
+    return rows

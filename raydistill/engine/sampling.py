@@ -1,0 +1,201 @@
+"""The token-level protocol behind the ingress: self-describing sessions, and futures that are polled.
+
+Source: the wire protocol of the public `tinker` SDK; one surface for its clients and for ours.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raydistill.core.errors import NotFoundError
+from raydistill.core.records import TokenRequest, TokenResult
+
+KEEP_SECONDS = 300  # a reply may get lost, so a result stays readable after it was read
+HOLD_SECONDS = 25  # a long poll ends before the client's 45 s
+Generate = Callable[[list[TokenRequest]], Awaitable[list[TokenResult]]]
+
+
+class _Wire(BaseModel):
+    """A request body; unknown fields are ignored, since clients add some with every release."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class CreateSession(_Wire):
+    """POST /api/v1/create_session."""
+
+    tags: list[str] = []
+
+
+class CreateSamplingSession(_Wire):
+    """POST /api/v1/create_sampling_session."""
+
+    model_path: str | None = None
+    base_model: str | None = None
+
+
+class Chunk(_Wire):
+    """A piece of a prompt; only text is known here."""
+
+    type: str = "encoded_text"
+    tokens: list[int] = []
+
+
+class ModelInput(_Wire):
+    """A prompt in pieces, which are concatenated."""
+
+    chunks: list[Chunk]
+
+
+class SamplingParams(_Wire):
+    """How to sample; absent values are the protocol's defaults."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    seed: int | None = None
+    temperature: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
+    top_k: int = -1
+    top_p: float = Field(1.0, gt=0, le=1)
+    stop: str | list[str] | list[int] | None = None
+
+
+class Sample(_Wire):
+    """POST /api/v1/asample."""
+
+    sampling_session_id: str
+    seq_id: int
+    num_samples: int = Field(1, ge=1, le=128)
+    prompt: ModelInput
+    sampling_params: SamplingParams = SamplingParams()
+    prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    prompt_alt_tokens_k: int = 0
+    target_prompt_logprobs: Any = None
+
+
+class RetrieveFuture(_Wire):
+    """POST /api/v1/retrieve_future."""
+
+    request_id: str
+
+
+def encode_session(model: str) -> str:
+    """Return a sampling session's id, which says itself what it samples: no table, any replica can answer."""
+    body = json.dumps({"model": model, "nonce": uuid.uuid4().hex[:8]}).encode()
+    return "ss_" + base64.urlsafe_b64encode(body).decode().rstrip("=")
+
+
+def decode_session(session_id: str) -> str:
+    """Return the model that a sampling session samples.
+
+    Raises:
+        NotFoundError: it is no id of ours.
+    """
+    try:
+        text = session_id.removeprefix("ss_")
+        return str(json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))["model"])
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise NotFoundError("unknown sampling_session_id: create a sampling session first.") from error
+
+
+def sample_faults(sample: Sample, vocab_size: int, max_model_len: int) -> list[str]:
+    """Return what cannot be done of a request, by field; an empty list when all of it can."""
+    faults = []
+    kinds = {chunk.type for chunk in sample.prompt.chunks} - {"encoded_text"}
+    if kinds:
+        faults.append(f"prompt: chunks of type {', '.join(sorted(kinds))} are not supported, only encoded_text")
+    tokens = [token for chunk in sample.prompt.chunks for token in chunk.tokens]
+    if not tokens and not kinds:
+        faults.append("prompt: at least one token is needed")
+    wrong = [token for token in tokens if not 0 <= token < vocab_size]
+    if wrong:
+        faults.append(f"prompt: token id {wrong[0]} is not in 0..{vocab_size - 1}")
+    if len(tokens) >= max_model_len:
+        faults.append(f"prompt: {len(tokens)} tokens leave no room for an answer; the model takes {max_model_len}")
+    unsupported = {
+        "prompt_logprobs": sample.prompt_logprobs,
+        "topk_prompt_logprobs": sample.topk_prompt_logprobs,
+        "topk_sample_logprobs": sample.topk_sample_logprobs,
+        "prompt_alt_tokens_k": sample.prompt_alt_tokens_k,
+        "target_prompt_logprobs": sample.target_prompt_logprobs is not None,
+    }
+    faults += [f"{name}: not supported" for name, asked in unsupported.items() if asked]
+    return faults
+
+
+def make_rows(sample: Sample, model: str, max_model_len: int) -> list[TokenRequest]:
+    """Return one engine row for each sample asked."""
+    params = sample.sampling_params
+    tokens = [token for chunk in sample.prompt.chunks for token in chunk.tokens]
+    room = max_model_len - len(tokens)
+    stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
+    return [
+        TokenRequest(
+            tokens=tokens,
+            model=model,
+            max_tokens=min(params.max_tokens or room, room),
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            seed=None if params.seed is None else params.seed + index,
+            stop=[item for item in stop if isinstance(item, str)],
+            stop_token_ids=[item for item in stop if isinstance(item, int)],
+            ignore_eos=params.stop == [],
+        )
+        for index in range(sample.num_samples)
+    ]
+
+
+class Futures:
+    """Requests in flight and their results, kept for a while so that a lost reply can be asked again."""
+
+    def __init__(self, generate: Generate) -> None:
+        """Take the function that asks the engine."""
+        self._generate = generate
+        self._tasks: dict[str, tuple[float, asyncio.Task[list[TokenResult]]]] = {}
+
+    def submit(self, request_id: str, rows: list[TokenRequest]) -> None:
+        """Start a request; the same id again is the same request."""
+        self._evict()
+        if request_id not in self._tasks:
+            self._tasks[request_id] = (time.monotonic(), asyncio.ensure_future(self._generate(rows)))
+
+    async def wait(self, request_id: str) -> tuple[Literal["done", "pending", "lost"], list[TokenResult]]:
+        """Return the results, or "pending" after a long poll, or "lost" where nothing is known of the request."""
+        entry = self._tasks.get(request_id)
+        if entry is None:
+            return "lost", []
+        done, _ = await asyncio.wait([entry[1]], timeout=HOLD_SECONDS)
+        if not done:
+            return "pending", []
+        if entry[1].cancelled() or entry[1].exception() is not None:
+            self._tasks.pop(request_id, None)
+            return "lost", []  # the engine or its replica is gone: the client submits again
+        self._tasks[request_id] = (time.monotonic(), entry[1])
+        return "done", entry[1].result()
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request whose caller has gone."""
+        entry = self._tasks.pop(request_id, None)
+        if entry is not None:
+            entry[1].cancel()
+
+    def _evict(self) -> None:
+        oldest = time.monotonic() - KEEP_SECONDS
+        for request_id in [key for key, (seen, task) in self._tasks.items() if task.done() and seen < oldest]:
+            del self._tasks[request_id]
+
+
+def client_path(model_dir: str) -> str:
+    """Return a model's folder so that SDKs which cut `/a/b` (two slashes) to `/a` leave it whole."""
+    if model_dir.startswith("/") and model_dir.count("/") == 2:
+        head, _, tail = model_dir.rpartition("/")
+        return f"{head}/./{tail}"
+    return model_dir

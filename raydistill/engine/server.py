@@ -1,0 +1,134 @@
+"""The replica: Ray Serve's LLMServer with a token-level method, used by handle."""
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+from ray.llm._internal.serve.core.server.llm_server import LLMServer
+from vllm import SamplingParams, TokensPrompt
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from raydistill.core.errors import NotFoundError
+from raydistill.core.records import TokenRequest, TokenResult, Usage
+
+
+class TokenServer(LLMServer):
+    """LLMServer whose `generate` takes many rows of token ids and answers each, in order."""
+
+    async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
+        """Return one result for each row.
+
+        A row that the engine refuses (too long, bad parameters, unknown model) comes back with
+        `finish_reason="error"` and the reason; the others are not touched by it.
+
+        Raises:
+            EngineDeadError: the engine is gone; the replica will be replaced, ask again.
+        """
+        return list(await asyncio.gather(*(self._generate_row(row) for row in rows)))
+
+    async def info(self) -> dict[str, Any]:
+        """Return what a front needs to know: the base model, its folder, vocabulary and longest request."""
+        model_config = self._client.model_config
+        return {
+            "model_id": self._llm_config.model_id,
+            "model_dir": model_config.model,
+            "vocab_size": model_config.get_vocab_size(),
+            "max_model_len": model_config.max_model_len,
+        }
+
+    async def resolve(self, model: str) -> tuple[str, Any]:
+        """Return (the exact model's name, its engine adapter or None) of a request's `model`.
+
+        Raises:
+            NotFoundError: nothing is known under that name.
+        """
+        if model in ("", self._llm_config.model_id):
+            return self._llm_config.model_id, None
+        raise NotFoundError(f"{model!r} is not served here. Known: {', '.join(self.known_models())}.")
+
+    async def resolve_name(self, model: str) -> str:
+        """Return the exact name of the model that would answer now; see `resolve`."""
+        return (await self.resolve(model))[0]
+
+    def known_models(self) -> list[str]:
+        """Return the names that requests may use."""
+        return [self._llm_config.model_id]
+
+    async def status(self) -> dict[str, Any]:
+        """Return what this replica serves."""
+        return {"base_model": self._llm_config.model_id, "models": self.known_models()}
+
+    @property
+    def _client(self) -> Any:
+        return self.engine._engine_client  # vLLM's AsyncLLM; the public surface is OpenAI requests only
+
+    async def _generate_row(self, row: TokenRequest) -> TokenResult:
+        start = time.perf_counter()
+        try:
+            name, adapter = await self.resolve(row.model)
+            return await self.generate_with(row, name, adapter)
+        except EngineDeadError:
+            raise
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            message = f"{type(error).__name__}: {error}"
+            return TokenResult(
+                [], [], "error", Usage(len(row.tokens), 0, 0), latency_seconds=time.perf_counter() - start, error=message
+            )
+
+    async def generate_with(self, row: TokenRequest, name: str, adapter: Any) -> TokenResult:
+        """Return the answer of one exact model; the row's own `model` is not looked at."""
+        start = time.perf_counter()
+        final = None
+        async for output in self._client.generate(
+            TokensPrompt(prompt_token_ids=list(row.tokens)), sampling_params(row), uuid.uuid4().hex, lora_request=adapter
+        ):
+            final = output
+        if final is None:
+            raise RuntimeError("the engine ended the request without an answer")
+        return make_result(row, final, name, time.perf_counter() - start)
+
+
+def sampling_params(row: TokenRequest) -> SamplingParams:
+    """Return vLLM's sampling parameters of a row."""
+    scores = list(row.score_token_ids)
+    return SamplingParams(
+        max_tokens=row.max_tokens,
+        temperature=row.temperature,
+        top_p=row.top_p,
+        top_k=row.top_k if row.top_k > 0 else 0,
+        seed=row.seed,
+        stop=list(row.stop) or None,
+        stop_token_ids=list(row.stop_token_ids) or None,
+        ignore_eos=row.ignore_eos,
+        logprobs=len(scores) if scores else (row.top_logprobs or 0),
+        logprob_token_ids=scores or None,
+        detokenize=bool(row.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def make_result(row: TokenRequest, output: Any, name: str, latency_seconds: float) -> TokenResult:
+    """Return our record of vLLM's RequestOutput."""
+    completion = output.outputs[0]
+    tokens = list(completion.token_ids)
+    positions = completion.logprobs or []
+    k = row.top_logprobs
+    top = [sorted(position.items(), key=lambda item: -item[1].logprob)[:k] for position in positions] if k else None
+    scores = (
+        [[position[token].logprob for token in row.score_token_ids] for position in positions]
+        if row.score_token_ids
+        else None
+    )
+    return TokenResult(
+        tokens=tokens,
+        logprobs=[position[token].logprob for position, token in zip(positions, tokens, strict=True)],
+        finish_reason=completion.finish_reason or "error",
+        usage=Usage(len(row.tokens), output.num_cached_tokens or 0, len(tokens)),
+        model=name,
+        latency_seconds=latency_seconds,
+        top_ids=[[token for token, _ in position] for position in top] if top is not None else None,
+        top_logprobs=[[value.logprob for _, value in position] for position in top] if top is not None else None,
+        scores=scores,
+    )

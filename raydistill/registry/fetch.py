@@ -1,0 +1,70 @@
+"""Download a version beside what is already there: private until every digest is right, then one rename."""
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from raydistill.core import storage
+from raydistill.core.errors import NotFoundError, VerificationError
+from raydistill.core.records import Version
+from raydistill.core.uris import check_name, join
+from raydistill.registry.files import ADAPTER_FILES, check_file
+
+
+def fetch_version(uri: str, version: Version, folder: str | Path) -> Path:
+    """Return a local folder with the version's two files, every digest checked; download it where it is not there.
+
+    Args:
+        uri: the model's registry folder.
+        version: as read from there.
+        folder: the local cache; the version's own folder in it is never used for other weights.
+
+    Raises:
+        VerificationError: the version lists other files than an adapter's two, or a digest is wrong.
+    """
+    names = sorted(entry.name for entry in version.files)
+    if names != sorted(ADAPTER_FILES):
+        raise VerificationError(f"{uri}/{version.label} lists the files {names}; allowed are {sorted(ADAPTER_FILES)}.")
+    target = Path(folder) / f"{check_name(version.name)}-{version.label}-{version.content_digest}"
+    if target.is_dir() and _is_whole(target, version):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    private = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        for entry in version.files:
+            place = join(uri, version.label, entry.name)
+            data = storage.read_bytes(place)
+            check_file(entry, data, place)
+            (private / entry.name).write_bytes(data)
+        _put_in_place(private, target, version)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    return target
+
+
+def _is_whole(target: Path, version: Version) -> bool:
+    try:
+        for entry in version.files:
+            check_file(
+                entry,
+                storage.read_bytes(str(target / entry.name)),
+                str(target / entry.name),
+            )
+    except (VerificationError, NotFoundError):
+        return False
+    return True
+
+
+def _put_in_place(private: Path, target: Path, version: Version) -> None:
+    """Rename into place; a damaged folder is moved aside first, a whole one of another process is kept."""
+    if target.exists() and not _is_whole(target, version):
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        with contextlib.suppress(OSError):
+            target.rename(aside / "damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+    try:
+        private.rename(target)
+    except OSError:
+        if not _is_whole(target, version):
+            raise

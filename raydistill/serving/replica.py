@@ -1,0 +1,98 @@
+"""The student's replica: a token server that resolves alias to version in the call that submits to the engine."""
+
+import asyncio
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from raydistill.core.errors import NotFoundError, VerificationError
+from raydistill.core.records import TokenRequest, Version
+from raydistill.engine.server import TokenServer
+from raydistill.serving.adapters import AdapterTable, Gate
+
+logger = logging.getLogger(__name__)
+
+
+class StudentServer(TokenServer):
+    """TokenServer with the base model and every verified version that an alias points to."""
+
+    _table: AdapterTable
+    _poll: asyncio.Task[None]
+
+    async def start(self) -> None:
+        """Start the engine, then load what the aliases point to, before the replica reports healthy."""
+        await super().start()
+        options = self._llm_config.experimental_configs["raydistill"]
+        self._folder = tempfile.TemporaryDirectory(prefix="raydistill-adapters-")
+        gate = Gate(
+            folder=Path(self._folder.name),
+            model_dir=self._client.model_config.model,
+            max_rank=options["max_lora_rank"],
+            load=self._load_adapter,
+            score=self._score_probe,
+        )
+        self._table = AdapterTable(options["models_uri"], gate)
+        await self._table.refresh()
+        self._poll = asyncio.create_task(self._follow(options["poll_seconds"]))
+
+    async def _follow(self, poll_seconds: float) -> None:
+        while True:
+            await asyncio.sleep(poll_seconds)
+            try:
+                await self._table.refresh()
+            except Exception:  # noqa: BLE001 - the poll must outlive any fault; the old versions go on serving
+                logger.exception("following the aliases failed; trying again in %s s", poll_seconds)
+
+    async def check_health(self) -> None:
+        """Fail when the engine is gone or nobody follows the aliases any more."""
+        await super().check_health()
+        if self._poll.done():
+            raise RuntimeError("the task that follows the aliases has ended")
+
+    async def resolve(self, model: str) -> tuple[str, Any]:
+        """Return (exact version, adapter); an unknown or refused name never falls back to the base model."""
+        if model in ("", self._llm_config.model_id):
+            return self._llm_config.model_id, None
+        loaded = await self._table.find(model)
+        return loaded.engine_name, loaded.adapter
+
+    def known_models(self) -> list[str]:
+        """Return the base model, the aliases and the loaded versions."""
+        return [self._llm_config.model_id, *self._table.names()]
+
+    async def status(self) -> dict[str, Any]:
+        """Return what this replica serves, and what it refused and why."""
+        return await super().status() | self._table.status()
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
+        """Answer an OpenAI chat by the exact version that the alias means now."""
+        try:
+            name, _ = await self.resolve(request.model or "")
+        except NotFoundError as error:
+            return _one_error(str(error))
+        return await super().chat(request.model_copy(update={"model": name}), raw_request_info)
+
+    async def _load_adapter(self, engine_name: str, folder: Path) -> Any:
+        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+
+        models = self.engine._oai_models  # vLLM's registry, shared with its OpenAI routes
+        if engine_name not in models.lora_requests:
+            answer = await models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=engine_name, lora_path=str(folder)))
+            if not isinstance(answer, str):
+                raise VerificationError(f"the engine refused the adapter: {answer.error.message}")
+        return models.lora_requests[engine_name]
+
+    async def _score_probe(self, version: Version, engine_name: str, adapter: Any) -> list[float]:
+        rows = [
+            TokenRequest(tokens=point.prefix, max_tokens=1, temperature=0, score_token_ids=[point.token])
+            for point in version.probe
+        ]
+        results = await asyncio.gather(*(self.generate_with(row, engine_name, adapter) for row in rows))
+        return [result.scores[0][0] if result.scores else float("nan") for result in results]
+
+
+async def _one_error(message: str) -> Any:
+    from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, ErrorResponse
+
+    yield ErrorResponse(error=ErrorInfo(message=message, type="NotFoundError", code=404))

@@ -1,0 +1,1 @@
+"""Takes encoded rows and a student's folder. Gives an adapter in PEFT's format, metrics and resumable checkpoints."""

@@ -1,0 +1,73 @@
+"""The student: a frozen Hugging Face model with PEFT's LoRA on every linear layer, run on packed rows.
+
+Axes: T tokens of a packed sequence, N positions that predict a completion token, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from raydistill.core.errors import TrainingError
+from raydistill.training.batches import EncodedRow, Packed, pack
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# float32: packed and lone logits of SmolLM2-135M differ by 1e-4 where packing works, by 10 and more where it does not;
+# bfloat16 rounds each to 8 bits, so its bound is wider.
+PACKING_TOLERANCE = {"float32": 1e-2, "bfloat16": 1.0}
+
+
+def load_student(model_dir: str, rank: int, alpha: int, seed: int, dtype: str) -> PeftModel:
+    """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed."""
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    torch.manual_seed(seed)
+    return get_peft_model(base, lora, autocast_adapter_dtype=True)  # pyright: ignore[reportReturnType]
+
+
+def block_mask(rows_T: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the additive [1, 1, T, T] mask: a token sees its own row, up to itself.
+
+    It is explicit because transformers finds packed rows by their positions only under conditions that are easy
+    to miss (no mask, no cache object), and is silently wrong otherwise.
+    """
+    same_TT = rows_T[:, None] == rows_T[None, :]
+    seen_TT = same_TT.tril()
+    mask_TT = torch.zeros(seen_TT.shape, dtype=dtype, device=rows_T.device)
+    return mask_TT.masked_fill(~seen_TT, torch.finfo(dtype).min)[None, None]
+
+
+def forward_packed(model: Any, packed: Packed, dtype: str, device: torch.device) -> torch.Tensor:
+    """Return float32 logits_NV at the positions that predict a completion token; the head runs on those alone."""
+    rows_T = torch.tensor(packed.rows_T, device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        output = model(
+            input_ids=torch.tensor([packed.tokens_T], device=device),
+            position_ids=torch.tensor([packed.positions_T], device=device),
+            attention_mask=block_mask(rows_T, DTYPES[dtype]),
+            logits_to_keep=torch.tensor(packed.keep_N, device=device),
+            use_cache=False,
+        )
+    return output.logits[0].float()
+
+
+@torch.no_grad()
+def check_packing(model: Any, rows: Sequence[EncodedRow], dtype: str, device: torch.device) -> float:
+    """Return the largest difference between packed and lone logits of a few rows.
+
+    Raises:
+        TrainingError: the model mixes rows of one packed sequence.
+    """
+    rows = list(rows)
+    together = forward_packed(model, pack(rows), dtype, device)
+    alone = torch.cat([forward_packed(model, pack([row]), dtype, device) for row in rows])
+    difference = (together - alone).abs().max().item()
+    if not difference <= PACKING_TOLERANCE[dtype]:
+        raise TrainingError(
+            f"This student mixes the rows of a packed sequence (logits differ by {difference:.3g}, allowed are "
+            f"{PACKING_TOLERANCE[dtype]}). Train it with micro_batch_size=1."
+        )
+    return difference
