@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -59,7 +60,7 @@ def connect(config: ClusterConfig) -> None:
 
 def _python_path() -> str:
     """Return the path under which workers find `jobs` and `raydistill` as this process does."""
-    return os.pathsep.join(filter(None, [os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH")]))
+    return os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
 
 
 def start_http(config: ClusterConfig) -> str:
@@ -80,9 +81,15 @@ def require(what: str, cpus: float = 0, gpus: float = 0, memory_bytes: float = 0
 
     have = ray.cluster_resources()
     wanted = {"CPU": cpus, "GPU": gpus, "memory": memory_bytes}
-    short = [f"{wanted[key]:g} {key}, the cluster has {have.get(key, 0):g}" for key in wanted if wanted[key] > have.get(key, 0)]
+    short = [
+        f"{wanted[key]:g} {key}, the cluster has {have.get(key, 0):g}"
+        for key in wanted
+        if wanted[key] > have.get(key, 0)
+    ]
     if short:
-        raise CapacityError(f"{what} needs {'; '.join(short)}. Ask for less, or give the cluster more (cluster.num_cpus).")
+        raise CapacityError(
+            f"{what} needs {'; '.join(short)}. Ask for less, or give the cluster more (cluster.num_cpus)."
+        )
 
 
 def run_main(main: Callable[[list[str]], Any]) -> None:
@@ -96,10 +103,10 @@ def run_main(main: Callable[[list[str]], Any]) -> None:
     try:
         main(sys.argv[1:])
     except BAD_INPUT as error:
-        print(f"error: {_text(error)}", file=sys.stderr)  # noqa: T201 - the command's own voice
+        print(f"error: {_text(error)}", file=sys.stderr)
         sys.exit(2)
     except RaydistillError as error:
-        print(f"error: {_text(error)}", file=sys.stderr)  # noqa: T201 - the command's own voice
+        print(f"error: {_text(error)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -8,6 +8,8 @@ import pyarrow as pa
 
 from raydistill.core.records import Answer, Message, Usage, digest
 
+TOO_LONG = "too_long"  # finish_reason of a row whose prompt does not fit the teacher's context: it was not asked
+
 REQUEST_SCHEMA = pa.schema(
     [
         ("ask_id", pa.string()),  # the answer's id and the attempt: what the checkpoint counts as done

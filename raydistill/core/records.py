@@ -8,6 +8,8 @@ from typing import Any
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
+MIN_PROBE_SHIFT_NATS = 0.5  # below it bfloat16's own noise (0.2 nat a token on CPU) could pass for an adapter
+
 DROP_REASONS = ("truncated", "empty", "refused", "unparsable", "too_long", "duplicate", "failed")
 
 

@@ -171,6 +171,21 @@ def list_names(uri: str) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
+def list_etags(uri: str) -> dict[str, str]:
+    """Return name and etag of every object directly below a folder, hidden ones left out; see `list_names`."""
+    if not is_remote(uri):
+        files = [name for name in list_names(uri) if (Path(uri) / name).is_file()]
+        return {name: read(f"{uri.rstrip('/')}/{name}")[1] for name in files}
+    bucket, key = _split(uri)
+    prefix = key.rstrip("/") + "/" if key else ""
+    etags: dict[str, str] = {}
+    with _s3_errors(uri):
+        for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
+            for item in page.get("Contents", []):
+                etags[item["Key"][len(prefix) :]] = item["ETag"].strip('"')
+    return {name: etag for name, etag in sorted(etags.items()) if name and not name.startswith(".")}
+
+
 def delete(uri: str) -> None:
     """Delete one object; an absent one is no error."""
     if is_remote(uri):

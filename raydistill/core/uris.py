@@ -35,7 +35,8 @@ def check_name(name: str) -> str:
     """Return a model's, alias's or task's name, or raise ConfigError where it could not be a folder's."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is no usable name: use letters, digits, '.', '_' and '-' (64 at most, the first a letter or digit)."
+            f"{name!r} is no usable name: use letters, digits, '.', '_' and '-', "
+            "64 at most, the first a letter or a digit."
         )
     return name
 

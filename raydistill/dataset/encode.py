@@ -4,25 +4,11 @@ import hashlib
 from typing import Protocol
 
 from raydistill.core.prompts import student_messages
-from raydistill.core.records import Example, Message
-from raydistill.types import ModelInput
+from raydistill.core.records import Example
+from raydistill.renderers import Renderer, get_renderer
 
 VALIDATION_SHARE = 0.05
 VALIDATION_MINIMUM = 8
-
-
-class Renderer(Protocol):
-    """What this room needs of a renderer of `raydistill.renderers`."""
-
-    tokenizer: "Tokenizer"
-
-    def build_generation_prompt(self, messages: list[Message]) -> ModelInput:
-        """Return the token ids up to the point where the assistant speaks."""
-        ...
-
-    def get_stop_sequences(self) -> list[int]:
-        """Return the token ids that end a turn, the usual one first."""
-        ...
 
 
 class Tokenizer(Protocol):
@@ -33,8 +19,26 @@ class Tokenizer(Protocol):
         ...
 
 
+def encode_examples(
+    examples: list[Example], tokenizer: Tokenizer, renderer_name: str = "chat", raw_fraction: float = 0.1
+) -> list[tuple[list[int], list[int]]]:
+    """Return (prompt token ids, target token ids) of each example, in order; see `encode_example`.
+
+    Args:
+        examples: of `read_examples`, called with the digest of this very tokenizer.
+        tokenizer: the student's.
+        renderer_name: "chat" or "raw".
+        raw_fraction: about which share of the examples shows the query without the chat template.
+    """
+    renderer, raw_renderer = get_renderer(renderer_name, tokenizer), get_renderer("raw", tokenizer)
+    return [
+        encode_example(example, renderer, raw_renderer, is_raw(example.id, raw_fraction), tokenizer)
+        for example in examples
+    ]
+
+
 def encode_example(
-    example: Example, renderer: Renderer, raw_renderer: Renderer | None = None, raw: bool = False
+    example: Example, renderer: Renderer, raw_renderer: Renderer | None, raw: bool, tokenizer: Tokenizer
 ) -> tuple[list[int], list[int]]:
     """Return an example's prompt token ids (without P) and its target token ids, the stop token included.
 
@@ -46,13 +50,16 @@ def encode_example(
         renderer: of the student's model.
         raw_renderer: the "raw" renderer, for rows that show the query without a chat template.
         raw: whether this is such a row. A conversation of several turns has no raw form and stays a chat.
+        tokenizer: the student's, for a text without tokens.
     """
     messages = student_messages(example.messages)
-    shows_raw = raw and raw_renderer is not None and len(messages) == 1
-    prompt = (raw_renderer if shows_raw and raw_renderer else renderer).build_generation_prompt(messages)
+    if raw and raw_renderer is not None and len(messages) == 1:
+        prompt = raw_renderer.build_generation_prompt(messages)
+    else:
+        prompt = renderer.build_generation_prompt(messages)
     if example.response_tokens is not None:
         return prompt.to_ints(), list(example.response_tokens)
-    text_tokens = renderer.tokenizer.encode(example.response, add_special_tokens=False)
+    text_tokens = tokenizer.encode(example.response, add_special_tokens=False)
     return prompt.to_ints(), [*text_tokens, renderer.get_stop_sequences()[0]]
 
 
@@ -76,7 +83,7 @@ def split_validation(
 ) -> tuple[list[Example], list[Example]]:
     """Return (training, validation) examples: whole queries, by hash, at least 8 rows but never over half of them."""
     queries = sorted({example.query_id for example in examples}, key=lambda query: _position("validation", query))
-    rows = {query: 0 for query in queries}
+    rows = dict.fromkeys(queries, 0)
     for example in examples:
         rows[example.query_id] += 1
     chosen: set[str] = set()

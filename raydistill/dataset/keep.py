@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
+from raydistill.core.answers import TOO_LONG
 from raydistill.core.records import Answer, Drop, Example
-
-TOO_LONG = "too_long"  # finish_reason of a row whose prompt does not fit the teacher's context: it was not asked
 
 
 @dataclass(frozen=True)

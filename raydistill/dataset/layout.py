@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from raydistill.core import storage
 from raydistill.core.errors import DatasetError
-from raydistill.core.records import Answer, Drop, Example, Shard, Usage
+from raydistill.core.records import Drop, Example, Shard
 from raydistill.core.uris import join
 
 MANIFEST = "manifest.json"

@@ -33,7 +33,9 @@ def read_manifest_and_etag(folder: str) -> tuple[Manifest, str]:
     try:
         data, etag = storage.read(uri)
     except NotFoundError as error:
-        raise NotFoundError(f"{folder} is no dataset: it has no {MANIFEST}. Create it with jobs.create_data.") from error
+        raise NotFoundError(
+            f"{folder} is no dataset: it has no {MANIFEST}. Create it with jobs.create_data."
+        ) from error
     try:
         return manifest_from_json(data), etag
     except (ValueError, TypeError, KeyError) as error:
@@ -110,7 +112,9 @@ def examples_from_jsonl(data: bytes, source: str) -> list[Example]:
         examples.append(_bare_example(messages, f"{identifier}-{repetitions[identifier]}"))
     if faults:
         shown = "\n  ".join(faults[:20]) + (f"\n  and {len(faults) - 20} more" if len(faults) > 20 else "")
-        raise DatasetError(f"{source} cannot be used:\n  {shown}\nEach line needs messages that end with the assistant's.")
+        raise DatasetError(
+            f"{source} cannot be used:\n  {shown}\nEach line needs messages that end with the assistant's."
+        )
     if not examples:
         raise DatasetError(f"{source} holds no examples.")
     return examples

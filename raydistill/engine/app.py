@@ -23,15 +23,13 @@ def build_application(llm_config: LLMConfig) -> serve.Application:
     return make_ingress().bind(engine)
 
 
-def run_application(
-    app: serve.Application, name: str, route_prefix: str, timeout_seconds: float
-) -> DeploymentHandle:
+def run_application(app: serve.Application, name: str, route_prefix: str, timeout_seconds: float) -> DeploymentHandle:
     """Start an application and return the handle of its engine, when that is healthy.
 
     Raises:
         ServiceError: it failed, or was not ready in time; it is stopped again.
     """
-    serve._run(app, name=name, route_prefix=route_prefix, _blocking=False)  # noqa: SLF001 - `run` waits without limit
+    serve._run(app, name=name, route_prefix=route_prefix, _blocking=False)
     deadline = time.monotonic() + timeout_seconds
     while True:
         status = serve.status().applications.get(name)

@@ -30,5 +30,5 @@ class EngineConfig(Section):
     """The largest rank a student serves."""
     max_loras: int = Field(4, ge=1)
     """Adapters in one batch; the engine gets one slot more."""
-    engine_kwargs: dict[str, Any] = {}
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Any other argument of vLLM's engine, by its own name."""

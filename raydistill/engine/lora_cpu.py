@@ -90,9 +90,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
         y_NO, x_NI = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         width = lora_b_stacked.shape[-2]
         for slot, rows in self._sampler_groups:
-            _add_product(
-                y_NO[:, :width], x_NI, lora_a_stacked[slot, 0], lora_b_stacked[slot, 0] * scale, rows
-            )
+            _add_product(y_NO[:, :width], x_NI, lora_a_stacked[slot, 0], lora_b_stacked[slot, 0] * scale, rows)
 
     def add_shrink(self, y, x, lora_a_stacked, scale: float, **kwargs: object) -> None:  # noqa: ANN001
         """Put x A^T of every slice into the buffers y; rows without an adapter become zero."""
@@ -107,7 +105,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
                 else:
                     y_NR.index_copy_(0, rows, (torch.mm(x_NI.index_select(0, rows), a_RI.t()) * scale).to(y_NR.dtype))
 
-    def add_expand(  # noqa: PLR0913 - vLLM's signature
+    def add_expand(
         self,
         y: torch.Tensor,
         x: tuple[torch.Tensor, ...] | torch.Tensor,

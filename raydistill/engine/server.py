@@ -44,9 +44,13 @@ class TokenServer(LLMServer):
         Raises:
             NotFoundError: nothing is known under that name.
         """
-        if model in ("", self._llm_config.model_id):
+        if self.is_base(model):
             return self._llm_config.model_id, None
         raise NotFoundError(f"{model!r} is not served here. Known: {', '.join(self.known_models())}.")
+
+    def is_base(self, model: str) -> bool:
+        """Return whether a request's `model` means the base model: nothing, its name or its folder."""
+        return model in ("", self._llm_config.model_id, self._client.model_config.model)
 
     async def resolve_name(self, model: str) -> str:
         """Return the exact name of the model that would answer now; see `resolve`."""
@@ -74,7 +78,12 @@ class TokenServer(LLMServer):
         except (ValueError, TypeError, LookupError, RuntimeError) as error:
             message = f"{type(error).__name__}: {error}"
             return TokenResult(
-                [], [], "error", Usage(len(row.tokens), 0, 0), latency_seconds=time.perf_counter() - start, error=message
+                [],
+                [],
+                "error",
+                Usage(len(row.tokens), 0, 0),
+                latency_seconds=time.perf_counter() - start,
+                error=message,
             )
 
     async def generate_with(self, row: TokenRequest, name: str, adapter: Any) -> TokenResult:
@@ -82,7 +91,10 @@ class TokenServer(LLMServer):
         start = time.perf_counter()
         final = None
         async for output in self._client.generate(
-            TokensPrompt(prompt_token_ids=list(row.tokens)), sampling_params(row), uuid.uuid4().hex, lora_request=adapter
+            TokensPrompt(prompt_token_ids=list(row.tokens)),
+            sampling_params(row),
+            uuid.uuid4().hex,
+            lora_request=adapter,
         ):
             final = output
         if final is None:

@@ -21,7 +21,9 @@ def split_queries(queries: list[Query], held_out: float = 0.2) -> tuple[list[Que
 
 def normalise(query: Query) -> str:
     """Return a query's text with case folded and white space made single."""
-    return "\n".join(f"{message['role']}: {' '.join(message['content'].casefold().split())}" for message in query.messages)
+    return "\n".join(
+        f"{message['role']}: {' '.join(message['content'].casefold().split())}" for message in query.messages
+    )
 
 
 def _position(query: Query) -> float:

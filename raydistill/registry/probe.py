@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from raydistill.core.records import ProbePoint
+from raydistill.core.records import MIN_PROBE_SHIFT_NATS, ProbePoint
 
 NUM_POINTS = 16
-MIN_SHIFT_NATS = 0.5  # below it bfloat16's own noise (up to 0.2 nat a token on CPU) could pass for the adapter
 MAX_SHARE = 0.25  # the served mean difference may be at most this share of the adapter's mean shift
 
 
@@ -18,7 +17,7 @@ def probe_shift(points: Sequence[ProbePoint]) -> float:
 def probe_passes(points: Sequence[ProbePoint], served: Sequence[float]) -> tuple[bool, str]:
     """Return whether the served log-probabilities are the adapter's, and the reason in one sentence.
 
-    Where the adapter itself moves the tokens by less than MIN_SHIFT_NATS (an unverifiable version), only finite
+    Where the adapter itself moves the tokens by less than MIN_PROBE_SHIFT_NATS (an unverifiable version), only finite
     values can be asked for, and the reason says so.
 
     Args:
@@ -37,7 +36,7 @@ def probe_passes(points: Sequence[ProbePoint], served: Sequence[float]) -> tuple
             f"{len(bad)} of {len(points)} served log-probabilities are not finite (the first at point {bad[0]})",
         )
     shift = probe_shift(points)
-    if shift < MIN_SHIFT_NATS:
+    if shift < MIN_PROBE_SHIFT_NATS:
         return (
             True,
             f"unverifiable: the adapter moves the probe by {shift:.2f} nat only; all values are finite",

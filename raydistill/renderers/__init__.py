@@ -1,4 +1,4 @@
-"""Takes chat messages or token ids. Gives token ids or chat messages, in the form one tokenizer's model was trained on."""
+"""Takes chat messages or token ids. Gives the other, in the form that one tokenizer's model was trained on."""
 
 from raydistill.renderers.render import ChatRenderer, RawRenderer, Renderer, get_renderer
 from raydistill.renderers.tokenizer import load_tokenizer, tokenizer_digest

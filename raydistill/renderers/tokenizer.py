@@ -67,7 +67,7 @@ def stop_tokens(tokenizer: Any) -> list[int]:
 def _end_of_turn(tokenizer: Any) -> int | None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
-    before, sentinel, after = text.rpartition(_SENTINEL)
+    _, sentinel, after = text.rpartition(_SENTINEL)
     if not sentinel or not after:
         return None
     first = tokenizer.encode(after, add_special_tokens=False)[0]

@@ -16,7 +16,8 @@ from raydistill.core.errors import NotFoundError, RaydistillError, StorageError,
 from raydistill.core.records import Version
 from raydistill.core.uris import join, parse_model_path
 from raydistill.registry.aliases import read_aliases
-from raydistill.registry.fetch import check_version, fetch_version
+from raydistill.registry.check import check_version
+from raydistill.registry.fetch import fetch_version
 from raydistill.registry.probe import probe_passes
 from raydistill.registry.versions import read_version
 

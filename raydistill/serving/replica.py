@@ -41,7 +41,7 @@ class StudentServer(TokenServer):
             await asyncio.sleep(poll_seconds)
             try:
                 await self._table.refresh()
-            except Exception:  # noqa: BLE001 - the poll must outlive any fault; the old versions go on serving
+            except Exception:
                 logger.exception("following the aliases failed; trying again in %s s", poll_seconds)
 
     async def check_health(self) -> None:
@@ -52,7 +52,7 @@ class StudentServer(TokenServer):
 
     async def resolve(self, model: str) -> tuple[str, Any]:
         """Return (exact version, adapter); an unknown or refused name never falls back to the base model."""
-        if model in ("", self._llm_config.model_id):
+        if self.is_base(model):
             return self._llm_config.model_id, None
         loaded = await self._table.find(model)
         return loaded.engine_name, loaded.adapter
@@ -78,7 +78,9 @@ class StudentServer(TokenServer):
 
         models = self.engine._oai_models  # vLLM's registry, shared with its OpenAI routes
         if engine_name not in models.lora_requests:
-            answer = await models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=engine_name, lora_path=str(folder)))
+            answer = await models.load_lora_adapter(
+                LoadLoRAAdapterRequest(lora_name=engine_name, lora_path=str(folder))
+            )
             if not isinstance(answer, str):
                 raise VerificationError(f"the engine refused the adapter: {answer.error.message}")
         return models.lora_requests[engine_name]

@@ -1,0 +1,128 @@
+"""A real vLLM engine with adapters in every slot it has: equal to plain PEFT, and mixed batches equal to solo runs."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests import tiny
+
+pytest.importorskip("vllm")
+TOKENS = 6
+PROMPTS = [[5, 9, 33, 70, 8], [44, 12, 90], [61, 7, 7, 23, 150, 81, 200], [301, 10]]
+
+
+def _make_adapter(model_dir, folder, seed):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def _greedy(model, prompt):
+    """Return greedy tokens and their log-probabilities by plain transformers, without a cache."""
+    tokens, logprobs = list(prompt), []
+    with torch.no_grad():
+        for _ in range(TOKENS):
+            last = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].log_softmax(-1)
+            tokens.append(int(last.argmax()))
+            logprobs.append(float(last.max()))
+    return tokens[len(prompt) :], logprobs
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    from vllm import LLM
+
+    from raydistill.engine.args import vllm_args
+    from raydistill.engine.config import EngineConfig
+
+    folder = tmp_path_factory.mktemp("engine")
+    model_dir = tiny.make_tiny_model(folder / "base", dtype="float32")
+    peft = [_make_adapter(model_dir, folder / f"adapter{seed}", seed) for seed in (1, 2)]
+    config = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=16, max_loras=1, max_lora_rank=8)
+    args = vllm_args(config, on_gpu=False, lora=True) | {"max_loras": 2}  # two adapters, two slots: none to spare
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        llm = LLM(model_dir, **args)
+        yield llm, model_dir, [folder / f"adapter{seed}" for seed in (1, 2)], peft
+        llm.llm_engine.engine_core.shutdown()
+
+
+def _ask(llm, prompts, adapters):
+    from vllm import TokensPrompt
+
+    from raydistill.core.records import TokenRequest
+    from raydistill.engine.server import make_result, sampling_params
+
+    row = TokenRequest(tokens=[], max_tokens=TOKENS, temperature=0, ignore_eos=True)
+    outputs = llm.generate(
+        [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
+        sampling_params(row),
+        lora_request=adapters,
+        use_tqdm=False,
+    )
+    results = [make_result(row, output, "", 0.0) for output in outputs]
+    return [(result.tokens, result.logprobs) for result in results]
+
+
+def test_mixed_batch_equals_peft_without_a_spare_slot(engine):
+    from transformers import AutoModelForCausalLM
+    from vllm.lora.request import LoRARequest
+
+    llm, model_dir, folders, peft = engine
+    adapters = [LoRARequest(f"a{index}", index, str(folder)) for index, folder in enumerate(folders, 1)]
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    cases = [
+        (prompt, adapter, model)
+        for prompt in PROMPTS
+        for adapter, model in ((None, base), (adapters[0], peft[0]), (adapters[1], peft[1]))
+    ]
+    answers = _ask(llm, [case[0] for case in cases], [case[1] for case in cases])
+    for (prompt, adapter, model), (tokens, logprobs) in zip(cases, answers, strict=True):
+        want_tokens, want_logprobs = _greedy(model, prompt)
+        assert tokens == want_tokens, adapter
+        assert logprobs == pytest.approx(want_logprobs, abs=1e-3), adapter
+    distinct = {tuple(tokens) for tokens, _ in answers[:3]}
+    assert len(distinct) > 1, "the adapters change nothing, so this test would see no mistake"
+
+
+def test_mixed_batch_equals_solo_runs(engine):
+    from vllm.lora.request import LoRARequest
+
+    llm, _, folders, _ = engine
+    adapters = [None, *(LoRARequest(f"a{index}", index, str(folder)) for index, folder in enumerate(folders, 1))]
+    pairs = [(prompt, adapters[index % 3]) for index, prompt in enumerate(PROMPTS * 3)]
+    mixed = _ask(llm, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    for pair, (tokens, logprobs) in zip(pairs, mixed, strict=True):
+        (solo_tokens, solo_logprobs) = _ask(llm, [pair[0]], [pair[1]])[0]
+        assert tokens == solo_tokens
+        assert logprobs == pytest.approx(solo_logprobs, abs=1e-4)
+
+
+def test_probe_scores_are_the_asked_tokens(engine):
+    from vllm import TokensPrompt
+
+    from raydistill.core.records import TokenRequest
+    from raydistill.engine.server import make_result, sampling_params
+
+    llm, model_dir, _, _ = engine
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    row = TokenRequest(tokens=PROMPTS[0], max_tokens=1, temperature=0, score_token_ids=[17])
+    output = llm.generate([TokensPrompt(prompt_token_ids=row.tokens)], sampling_params(row), use_tqdm=False)[0]
+    result = make_result(row, output, "", 0.0)
+    with torch.no_grad():
+        want = base(torch.tensor([row.tokens])).logits[0, -1].log_softmax(-1)[17]
+    assert result.scores[0][0] == pytest.approx(float(want), abs=1e-3)
+    assert dataclasses.asdict(result)["finish_reason"] == "length"

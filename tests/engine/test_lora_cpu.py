@@ -1,0 +1,84 @@
+"""The grouped LoRA path against plain matrix products: mixed rows, rows without an adapter, every entry point."""
+
+import pytest
+import torch
+
+lora_cpu = pytest.importorskip("raydistill.engine.lora_cpu")
+
+SLOTS, RANK, INPUTS, SIZES = 3, 4, 16, (8, 12)
+
+
+def _wrapper(slots: list[int]):
+    wrapper = lora_cpu.GroupedPunicaWrapper(max_num_batched_tokens=64, max_batches=16, device="cpu")
+    wrapper._token_groups = lora_cpu.group_rows(torch.tensor(slots))
+    wrapper._sampler_groups = wrapper._token_groups
+    return wrapper
+
+
+def _weights(seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    a = tuple(torch.randn(SLOTS, 1, RANK, INPUTS, generator=generator) for _ in SIZES)
+    b = tuple(torch.randn(SLOTS, 1, size, RANK, generator=generator) for size in SIZES)
+    return a, b
+
+
+def _expected(y, x, a, b, slots):
+    y = y.clone()
+    for row, slot in enumerate(slots):
+        if slot < 0:
+            continue
+        offset = 0
+        for a_slice, b_slice, size in zip(a, b, SIZES, strict=True):
+            y[row, offset : offset + size] += b_slice[slot, 0] @ (a_slice[slot, 0] @ x[row])
+            offset += size
+    return y
+
+
+@pytest.mark.parametrize("slots", [[0, 0, 0, 0], [-1, -1, -1, -1], [2, -1, 0, 2], [-1, 1, 1, 0], [2, 2, -1, -1]])
+def test_linear_equals_row_by_row_products(slots):
+    a, b = _weights()
+    x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
+    expected = _expected(y, x, a, b, slots)
+    _wrapper(slots).add_lora_linear(y, x, a, b, 1.0, SIZES)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_base_rows_are_untouched_bit_for_bit():
+    a, b = _weights()
+    x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
+    before = y.clone()
+    _wrapper([2, -1, 2, -1]).add_lora_linear(y, x, a, b, 1.0, SIZES)
+    assert torch.equal(y[1], before[1])
+    assert torch.equal(y[3], before[3])
+    assert not torch.equal(y[0], before[0])
+
+
+@pytest.mark.parametrize("slots", [[1, 1, 1], [2, -1, 0]])
+def test_shrink_then_expand_equals_linear(slots):
+    a, b = _weights(1)
+    x, y = torch.randn(3, INPUTS), torch.randn(3, sum(SIZES))
+    expected = _expected(y, x, a, b, slots)
+    wrapper = _wrapper(slots)
+    buffers = tuple(torch.full((3, RANK), 7.0) for _ in SIZES)
+    wrapper.add_shrink(buffers, x, a, 1.0)
+    wrapper.add_expand(y, buffers, b, SIZES)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_logits_get_their_own_rows_adapter():
+    a, b = _weights(2)
+    x, y = torch.randn(3, INPUTS), torch.zeros(3, SIZES[0])
+    _wrapper([-1, 0, 2]).add_lora_logits(y, x, a[0], b[0], 0.5)
+    assert torch.equal(y[0], torch.zeros(SIZES[0]))
+    torch.testing.assert_close(y[2], 0.5 * (b[0][2, 0] @ (a[0][2, 0] @ x[2])), atol=1e-4, rtol=1e-4)
+
+
+def test_linear_in_bfloat16_adds_to_a_view():
+    a, b = _weights(3)
+    a, b = tuple(item.bfloat16() for item in a), tuple(item.bfloat16() for item in b)
+    x, y = torch.randn(2, 3, INPUTS).bfloat16(), torch.zeros(2, 3, sum(SIZES)).bfloat16()
+    _wrapper([1] * 6).add_lora_linear(y, x, a, b, 1.0, SIZES)
+    expected = _expected(
+        torch.zeros(6, sum(SIZES)), x.view(6, -1).float(), [i.float() for i in a], [i.float() for i in b], [1] * 6
+    )
+    torch.testing.assert_close(y.view(6, -1).float(), expected, atol=0.3, rtol=0.05)
