@@ -71,6 +71,19 @@ def start_http(config: ClusterConfig) -> str:
     return f"http://127.0.0.1:{config.http_port}"
 
 
+def disconnect(config: ClusterConfig) -> None:
+    """Leave the cluster; a local one is stopped with everything that runs on it."""
+    import ray
+
+    if not ray.is_initialized():
+        return
+    if not (config.address or os.environ.get("RAY_ADDRESS")):
+        from ray import serve
+
+        serve.shutdown()
+    ray.shutdown()
+
+
 def require(what: str, cpus: float = 0, gpus: float = 0, memory_bytes: float = 0) -> None:
     """Refuse what the connected cluster can never have.
 

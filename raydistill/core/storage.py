@@ -154,6 +154,15 @@ def _check_etag(path: Path, if_match: str) -> None:
         raise ConflictError(f"{path} was changed by somebody else: read it again and retry.")
 
 
+def check_writable(folder: str) -> None:
+    """Raise StorageError where a local folder, or the nearest parent that exists, cannot be written."""
+    path = Path(folder)
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    if not path.is_dir() or not os.access(path, os.W_OK):
+        raise StorageError(f"{folder} cannot be written ({path} is no folder, or not yours). Name another place.")
+
+
 def list_names(uri: str) -> list[str]:
     """Return the sorted names directly below a folder; hidden ones and an absent folder give none."""
     if is_remote(uri):

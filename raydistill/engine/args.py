@@ -51,7 +51,7 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
     """Return the LLMConfig of a deployment named `engine`.
 
     Args:
-        model_id: the base model's name in requests and answers.
+        model_id: the base model as users write it: its name in requests and answers.
         model_dir: its folder, or a hub id that every node can load.
         config: the engine's settings.
         server_cls: the LLMServer subclass that a replica runs.

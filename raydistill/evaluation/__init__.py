@@ -1,1 +1,1 @@
-"""Takes held-out queries, the teacher's answers and a function that asks a served version. Gives report.json and a page."""
+"""Takes held-out queries, the teacher's answers and a function that asks a served version. Gives the report."""

@@ -14,11 +14,11 @@ class CheckConfig(Section):
 
     format: Literal["json_line", "text"] = "text"
     """json_line: one line that is a JSON object; text: anything that is not empty and ends by itself."""
-    keys: list[str] = []
+    keys: list[str] = Field(default_factory=list)
     """json_line: exactly these keys, each with a text that is not empty."""
-    allowed: dict[str, list[str]] = {}
+    allowed: dict[str, list[str]] = Field(default_factory=dict)
     """json_line: key -> the values it may have."""
-    labels: list[str] = []
+    labels: list[str] = Field(default_factory=list)
     """json_line: the keys whose values are compared with the teacher's."""
     must_match: str | None = None
     """A regular expression that is found in every valid answer."""

@@ -44,7 +44,7 @@ def shared_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
     """Return the longest token prefix that all rows have in common."""
     if not rows:
         return []
-    low, high = min(rows), max(rows)
+    low, high = min(map(list, rows)), max(map(list, rows))  # all others agree wherever these two do
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return list(low[:length])
 

@@ -42,15 +42,15 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 
 def start(
-    model: str, storage: str, engine: EngineConfig, name: str = "student", route_prefix: str = "/"
+    model: str, storage: str, engine: EngineConfig, poll_seconds: float = 2.0, name: str = "student"
 ) -> DeploymentHandle:
     """Start the student and return its engine's handle.
 
     Raises:
         ServiceError: it did not become ready within the engine's start_timeout_seconds.
     """
-    app = build({"model": model, "storage": storage, **engine.model_dump()})
-    return run_application(app, name, route_prefix, engine.start_timeout_seconds)
+    app = build({"model": model, "storage": storage, "poll_seconds": poll_seconds, **engine.model_dump()})
+    return run_application(app, name, "/", engine.start_timeout_seconds)
 
 
 def stop(name: str = "student") -> None:

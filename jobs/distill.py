@@ -1,0 +1,187 @@
+"""Distil a prompt end to end: create_data, train, publish, evaluate as `candidate`, then `final`.
+
+    python -m jobs.distill jobs/configs/triage.toml
+    python -m jobs.distill jobs/configs/triage.toml create_data.num_examples=20 train.num_epochs=1
+
+Held-out queries are never asked for training. The same command again goes on where an earlier one ended.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from raydistill.training.config import TrainConfig
+
+from jobs import create_data, evaluate, task, train
+from jobs.create_data import CreateDataConfig
+from jobs.progress import show_stage
+from jobs.runtime import ClusterConfig, connect, disconnect, require, run_main, start_http
+from jobs.serve import StudentTable, start_student, wait_for_version
+from raydistill.core import storage
+from raydistill.core.errors import ConfigError
+from raydistill.core.prompts import load_prompt
+from raydistill.core.records import Manifest, Query, Version
+from raydistill.core.uris import absolute, is_remote, join
+from raydistill.engine.config import EngineConfig
+from raydistill.evaluation.config import EvaluateConfig
+from raydistill.queries.read import read_queries
+from raydistill.queries.split import split_queries
+from raydistill.registry.aliases import move_alias
+
+if TYPE_CHECKING:
+    from raydistill.evaluation.reference import Reference
+
+ASK_TIMEOUT_SECONDS = 1200
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every table of the task file."""
+
+    task: task.TaskConfig
+    create_data: CreateDataConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    teacher: EngineConfig
+    student: StudentTable
+    cluster: ClusterConfig
+
+    @property
+    def models_uri(self) -> str:
+        """The registry folder of this task's model."""
+        return absolute(self.train.output_dir or join(self.task.storage, "models", self.task.name))
+
+
+@dataclass
+class Clock:
+    """Seconds per stage, as the report shows them."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the body takes to a stage."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    """Return the settings of a command line; every fault is reported at once, and nothing heavy is imported."""
+    classes: dict[str, Any] = {item.name: item.type for item in dataclasses.fields(Settings) if item.name != "task"}
+    if not any("=" not in argument for argument in argv):
+        raise ConfigError(
+            "distill needs a task file: python -m jobs.distill jobs/configs/triage.toml [table.key=value]"
+        )
+    found, sections = task.load(argv, classes, None)
+    assert found is not None
+    return Settings(task=found, **sections)
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Distil the task and return its report; the student is left serving, the caller disconnects.
+
+    Raises:
+        ConfigError, NotFoundError, ConflictError, CapacityError: bad input; nothing was started or written.
+        ServiceError, TrainingError: it failed on the way; the same command goes on from there.
+    """
+    clock = Clock()
+    asked, held_out = _check_input(settings)
+    with clock.stage("start"):
+        connect(settings.cluster)
+        require("distill", cpus=_logical_cpus(settings))
+        base_url = start_http(settings.cluster)
+    manifest, reference = _ask_teacher(settings, asked, held_out, clock)
+    with clock.stage("train"):
+        version = train.run(settings.train, cluster=settings.cluster)
+    with clock.stage("serve"):
+        url = settings.student.url or base_url
+        if settings.student.url is None:
+            start_student(settings.task, settings.student)
+        move_alias(settings.models_uri, "candidate", version.label)
+        wait_for_version(url, f"{settings.task.name}/candidate", version)
+    facts = {"counts": _counts(manifest), "seconds": clock.seconds}
+    report = evaluate.run(_evaluate_config(settings, url), settings.task, version, reference, facts)
+    _promote(settings, url, version)
+    return report
+
+
+def _check_input(settings: Settings) -> tuple[list[Query], list[Query]]:
+    """Return the queries to ask and those held out; what can be wrong is found before anything is started."""
+    task_config = settings.task
+    if not is_remote(task_config.storage):
+        storage.check_writable(absolute(task_config.storage))
+    load_prompt(task_config.prompt)
+    asked, held_out = split_queries(read_queries(task_config.queries))
+    if len(held_out) < settings.evaluate.num_queries:
+        raise ConfigError(
+            f"evaluate.num_queries is {settings.evaluate.num_queries}, but only {len(held_out)} of the "
+            f"{len(asked) + len(held_out)} queries in {task_config.queries} are held out: add queries or ask for fewer."
+        )
+    create_data.make_plan(settings.create_data, asked)
+    train.check_model(settings.train)
+    return asked, held_out
+
+
+def _logical_cpus(settings: Settings) -> int:
+    """Return the CPUs that the largest stage holds: an engine's replica 2, an ingress 1, actors and workers 1 each."""
+    teacher = 2 * settings.teacher.num_replicas + 1 + settings.create_data.num_actors + 3
+    training = settings.train.num_workers + 1
+    return max(teacher, training, 2 * settings.student.num_replicas + 1)
+
+
+def _ask_teacher(
+    settings: Settings, asked: list[Query], held_out: list[Query], clock: Clock
+) -> "tuple[Manifest, Reference]":
+    """Create the data and collect the teacher's answers on held-out queries; the teacher is up only here."""
+    from raydistill.teacher import app
+
+    with clock.stage("teacher_start"), show_stage("teacher: starting"):
+        handle = app.start(settings.create_data.teacher_model, settings.teacher)
+    try:
+        with clock.stage("create_data"):
+            manifest = create_data.run(
+                settings.create_data, handle, asked, engine=settings.teacher, cluster=settings.cluster
+            )
+        with clock.stage("reference"), show_stage("teacher: held-out answers"):
+            reference = evaluate.collect(
+                settings.evaluate,
+                settings.task,
+                lambda rows: handle.generate.remote(rows).result(timeout_s=ASK_TIMEOUT_SECONDS),
+                held_out,
+            )
+    finally:
+        app.stop()
+    return manifest, reference
+
+
+def _evaluate_config(settings: Settings, url: str) -> EvaluateConfig:
+    return settings.evaluate.model_copy(update={"student_url": url, "version": "candidate"})
+
+
+def _promote(settings: Settings, url: str, version: Version) -> None:
+    """Move `final` and wait until the student serves it."""
+    move_alias(settings.models_uri, "final", version.label)
+    wait_for_version(url, f"{settings.task.name}/final", version)
+
+
+def _counts(manifest: Manifest) -> dict[str, Any]:
+    return {key: manifest.counts[key] for key in ("asked", "kept", "dropped")}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the job from a command line's arguments; no process of it is left behind."""
+    settings = read_settings(argv)
+    try:
+        report = run(settings)
+    finally:
+        disconnect(settings.cluster)
+    evaluate.show(report, settings.task)
+
+
+if __name__ == "__main__":
+    run_main(main)

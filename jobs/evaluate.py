@@ -1,0 +1,210 @@
+"""Evaluates a published version through the endpoint that serves it. Gives report.json, report.html and a table.
+
+    python -m jobs.evaluate TASK.toml [student_url=http://127.0.0.1:8000] [version=candidate]
+
+The teacher's answers come from ROOT/reports/NAME/reference.json, which distill saves while the teacher is up; where
+there are none, `teacher_url=` names a running teacher, and they are collected from it.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from jobs.runtime import run_main
+from jobs.task import TaskConfig, load
+from raydistill.client.service import SamplingClient, ServiceClient
+from raydistill.core import storage
+from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
+from raydistill.core.models import model_revision, resolve_model
+from raydistill.core.prompts import load_prompt
+from raydistill.core.records import TokenRequest, TokenResult, Usage
+from raydistill.core.uris import absolute, join
+from raydistill.evaluation.config import EvaluateConfig
+from raydistill.evaluation.evaluate import Subject, evaluate
+from raydistill.evaluation.reference import Ask, Reference, collect_reference, read_reference, write_reference
+from raydistill.evaluation.report import report_table, write_report
+from raydistill.queries.read import read_queries
+from raydistill.queries.split import split_queries
+from raydistill.registry.fetch import fetch_version
+from raydistill.registry.resolve import resolve
+from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
+from raydistill.types import ModelInput, SampledSequence, SamplingParams
+
+RESULT_TIMEOUT_SECONDS = 600
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Evaluate what the command line says and return the report."""
+    task, sections = load(argv, {"evaluate": EvaluateConfig}, "evaluate")
+    config = sections["evaluate"]
+    assert isinstance(config, EvaluateConfig)  # noqa: S101 - for the type checker
+    if task is None:
+        raise ConfigError("evaluate: give a task file: python -m jobs.evaluate TASK.toml [student_url=...]")
+    reference = get_reference(config, task)
+    uri = join(absolute(task.storage), "models", task.name)
+    base_model = resolve(uri, config.version).base_model
+    with ServiceClient(config.student_url) as service:
+        return run(config, task, ask_over_http(service, base_model), reference)
+
+
+def run(
+    config: EvaluateConfig,
+    task: TaskConfig,
+    ask: Ask,
+    reference: Reference,
+    facts: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluate `config.version` of the task's model, write the report into storage, show it and return it.
+
+    Args:
+        config: the `[evaluate]` table.
+        task: the `[task]` table.
+        ask: asks the served endpoint; see `ask_over_http`.
+        reference: the teacher's answers on the held-out queries.
+        facts: `counts` and `seconds` of the stages before, for the report.
+    """
+    root = absolute(task.storage)
+    uri = join(root, "models", task.name)
+    version = resolve(uri, config.version)
+    prompt = load_prompt(task.prompt)
+    model_dir = resolve_model(version.base_model)
+    teacher_dir = _find_teacher(reference) if config.kl else None
+    with tempfile.TemporaryDirectory(prefix="raydistill-evaluate-") as folder, Progress(transient=True) as progress:
+        adapter_dir = str(fetch_version(uri, version, folder))
+        subject = Subject(f"{task.name}/{config.version}", version, adapter_dir, model_dir, teacher_dir, prompt)
+        report = evaluate(config, subject, reference, ask, facts, _progress_bars(progress))
+    place = join(root, "reports", task.name, version.label)
+    write_report(report, place)
+    console = Console()
+    console.print(report_table(report))
+    console.print(f"The whole report: {place}/report.html", soft_wrap=True)
+    return report
+
+
+def get_reference(config: EvaluateConfig, task: TaskConfig) -> Reference:
+    """Return the saved reference, or collect one from the teacher at `teacher_url` and save it.
+
+    Raises:
+        NotFoundError: none is saved and no teacher is named.
+    """
+    place = reference_uri(task)
+    if storage.exists(place):
+        return read_reference(place)
+    if config.teacher_url is None:
+        raise NotFoundError(
+            f"{place} does not exist: the teacher's answers on held-out queries are needed. Run jobs.distill, which "
+            f"saves them, or name a running teacher with teacher_url=http://..."
+        )
+    model_dir = resolve_model(task.teacher_model)
+    tokenizer = load_tokenizer(model_dir)
+    renderer = get_renderer("chat", tokenizer)
+    teacher = {
+        "model": task.teacher_model,
+        "revision": model_revision(model_dir),
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+        "template_digest": renderer.template_digest,
+    }
+    _, held_out = split_queries(read_queries(task.queries))
+    with ServiceClient(config.teacher_url) as service:
+        ask = ask_over_http(service, task.teacher_model)
+        reference = collect_reference(config, ask, held_out, load_prompt(task.prompt), renderer, teacher)
+    write_reference(reference, place)
+    return reference
+
+
+def reference_uri(task: TaskConfig) -> str:
+    """Return where the teacher's answers on a task's held-out queries are kept."""
+    return join(absolute(task.storage), "reports", task.name, "reference.json")
+
+
+def _find_teacher(reference: Reference) -> str | None:
+    try:
+        model_dir = resolve_model(reference.teacher["model"])
+    except NotFoundError as error:
+        logger.warning("no KL is reported: %s", error.args[0])
+        return None
+    revision = model_revision(model_dir)
+    if revision != reference.teacher["revision"]:
+        logger.warning("no KL is reported: %s is not the revision that answered", reference.teacher["model"])
+        return None
+    return model_dir
+
+
+def ask_over_http(service: ServiceClient, base_model: str) -> Ask:
+    """Return a function that asks a served application through the client, all rows at once.
+
+    Args:
+        service: a client of the application.
+        base_model: the name of the base model that it serves; rows with an empty `model` ask for it.
+    """
+    clients: dict[str, SamplingClient] = {}
+
+    def ask(rows: list[TokenRequest]) -> list[TokenResult]:
+        for name in {row.model for row in rows} - set(clients):
+            clients[name] = (
+                service.create_sampling_client(model_path=f"raydistill://{name}")
+                if name
+                else service.create_sampling_client(base_model=base_model)
+            )
+        started = time.monotonic()
+        futures = [
+            clients[row.model].sample(ModelInput.from_ints(row.tokens), 1, _sampling_params(row)) for row in rows
+        ]
+        results = []
+        for row, future in zip(rows, futures, strict=True):
+            try:
+                answer = future.result(RESULT_TIMEOUT_SECONDS)
+            except (RaydistillError, TimeoutError) as error:
+                results.append(TokenResult([], [], "error", Usage(len(row.tokens), 0, 0), error=str(error)))
+                continue
+            results.append(_to_result(row, answer.sequences[0], answer.model, time.monotonic() - started))
+        return results
+
+    return ask
+
+
+def _sampling_params(row: TokenRequest) -> SamplingParams:
+    if row.top_logprobs is not None or row.score_token_ids or (row.stop and row.stop_token_ids):
+        raise ConfigError("over HTTP rows have no top_logprobs, no score_token_ids and one kind of stop only.")
+    stop: list[str] | list[int] | None = row.stop or row.stop_token_ids or None
+    return SamplingParams(
+        max_tokens=row.max_tokens,
+        seed=row.seed,
+        temperature=row.temperature,
+        top_k=row.top_k,
+        top_p=row.top_p,
+        stop=[] if row.ignore_eos else stop,
+    )
+
+
+def _to_result(row: TokenRequest, sequence: SampledSequence, model: str, seconds: float) -> TokenResult:
+    return TokenResult(
+        list(sequence.tokens),
+        list(sequence.logprobs or []),
+        sequence.stop_reason,
+        Usage(len(row.tokens), 0, len(sequence.tokens)),
+        model,
+        seconds,
+    )
+
+
+def _progress_bars(progress: Progress) -> Callable[[str, float], None]:
+    bars: dict[str, Any] = {}
+
+    def on_step(what: str, share: float) -> None:
+        if what not in bars:
+            bars[what] = progress.add_task(f"evaluate: {what}", total=1.0)
+        progress.update(bars[what], completed=share)
+
+    return on_step
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,96 @@
+"""Serve a task's distilled models in the foreground, following their aliases; Ctrl-C ends it.
+
+python -m jobs.serve jobs/configs/triage.toml student.poll_seconds=5
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from pydantic import Field
+
+from jobs import task
+from jobs.progress import show_stage
+from jobs.runtime import ClusterConfig, connect, disconnect, require, run_main, start_http
+from raydistill.core.errors import ConfigError, ServiceError
+from raydistill.core.records import Version
+from raydistill.engine.config import EngineConfig
+
+WAIT_SECONDS = 120
+
+
+class StudentTable(EngineConfig):
+    """The `[student]` table."""
+
+    url: str | None = None
+    """Where a long-lived student is served already; by default the job starts its own."""
+    poll_seconds: float = Field(2.0, gt=0)
+    """How often a replica looks where the aliases point."""
+
+
+def start_student(task_config: task.TaskConfig, table: StudentTable) -> Any:
+    """Start the student's application for a task and return its engine's handle."""
+    from raydistill.serving import app
+
+    engine = EngineConfig.model_validate(table.model_dump(exclude={"url", "poll_seconds"}))
+    with show_stage("student: starting"):
+        return app.start(task_config.student_model, task_config.storage, engine, table.poll_seconds)
+
+
+def wait_for_version(url: str, alias: str, version: Version) -> None:
+    """Wait until the student serves a version under an alias.
+
+    Args:
+        url: of the student's front.
+        alias: like "triage/candidate".
+        version: what the alias was moved to.
+
+    Raises:
+        ServiceError: it was refused, with the reason, or did not come in time.
+    """
+    wanted, label = f"{version.name}/{version.label}@{version.content_digest}", f"{version.name}/{version.label}"
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            status = httpx.get(f"{url}/status", timeout=10).raise_for_status().json()
+        except (httpx.HTTPError, ValueError) as error:
+            status = {"storage_error": f"{url}/status: {error}"}
+        if status.get("aliases", {}).get(alias) == wanted:
+            return
+        if label in status.get("refused", {}):
+            raise ServiceError(f"the student refused {label}: {status['refused'][label]}")
+        if time.monotonic() > deadline:
+            detail = status.get("storage_error") or f"{alias} is {status.get('aliases', {}).get(alias, 'not served')}"
+            raise ServiceError(f"the student did not serve {wanted} within {WAIT_SECONDS} s: {detail}.")
+        time.sleep(0.2)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve until interrupted."""
+    found, sections = task.load(argv, {"student": StudentTable, "cluster": ClusterConfig}, "student")
+    student, cluster = sections["student"], sections["cluster"]
+    assert isinstance(student, StudentTable) and isinstance(cluster, ClusterConfig)
+    if found is None:
+        raise ConfigError("serve needs a task file: python -m jobs.serve jobs/configs/triage.toml")
+    try:
+        connect(cluster)
+        require("serve", cpus=2 * student.num_replicas + 1)
+        url = start_http(cluster)
+        start_student(found, student)
+        status = httpx.get(f"{url}/status", timeout=30).json()
+        for alias, exact in status["aliases"].items():
+            print(f"{alias} -> {exact}")
+        if not status["aliases"]:
+            print(f"no model below {found.storage}/models yet: python -m jobs.distill TASK.toml makes one")
+        print(f"ready at {url} (Ctrl-C ends it)", flush=True)
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print("stopping")
+    finally:
+        disconnect(cluster)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,60 @@
+"""A Serve application with the engine's surface whose answers are a hash of tokens and seed: no model, same protocol.
+
+Queries choose its faults by words in the prompt: "TRUNCATE" never ends, "EMPTY" ends at once, "FAIL" is refused,
+"FLAKY" is refused the first time, "CRASH" kills the replica the first time.
+"""
+
+import asyncio
+import hashlib
+import os
+from pathlib import Path
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from raydistill.core.records import TokenRequest, TokenResult, Usage
+from raydistill.renderers import load_tokenizer
+
+
+@serve.deployment(name="engine", ray_actor_options={"num_cpus": 1}, max_ongoing_requests=256, health_check_period_s=1)
+class HashTeacher:
+    def __init__(self, model_dir: str, log_path: str, delay_seconds: float) -> None:
+        self._tokenizer = load_tokenizer(model_dir)
+        self._log = Path(log_path)
+        self._delay_seconds = delay_seconds
+
+    async def info(self) -> dict:
+        return {"max_model_len": 256}
+
+    async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
+        return list(await asyncio.gather(*(self._answer(row) for row in rows)))
+
+    def _is_first(self, text: str) -> bool:
+        """Write one line for each row asked, and return whether this prompt was never asked before."""
+        marker = hashlib.sha256(text.encode()).hexdigest()
+        known = self._log.read_text().split() if self._log.exists() else []
+        with self._log.open("a") as log:
+            log.write(marker + "\n")
+        return marker not in known
+
+    async def _answer(self, row: TokenRequest) -> TokenResult:
+        text = self._tokenizer.decode(row.tokens)
+        first = self._is_first(text)
+        await asyncio.sleep(self._delay_seconds)
+        if "CRASH" in text and first:
+            os._exit(1)
+        if "FAIL" in text or ("FLAKY" in text and first):
+            return TokenResult([], [], "error", Usage(len(row.tokens), 0, 0), error="ValueError: refused")
+        answer = hashlib.sha256(f"{row.tokens} {row.seed}".encode()).hexdigest()[:12]
+        body = [] if "EMPTY" in text else self._tokenizer.encode(answer, add_special_tokens=False)
+        if "TRUNCATE" in text:
+            body = (body * row.max_tokens)[: row.max_tokens]
+            return TokenResult(body, [0.0] * len(body), "length", Usage(len(row.tokens), 0, len(body)))
+        tokens = [*body, row.stop_token_ids[0]]
+        return TokenResult(tokens, [-0.5] * len(tokens), "stop", Usage(len(row.tokens), 3, len(tokens)))
+
+
+def start(model_dir: str, log_path: str, delay_seconds: float = 0.0, name: str = "hash") -> DeploymentHandle:
+    """Start it and return the handle of its engine."""
+    serve.start(http_options={"location": "NoServer"})
+    return serve.run(HashTeacher.bind(model_dir, log_path, delay_seconds), name=name, route_prefix=None)
