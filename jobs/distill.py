@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from raydistill.training.config import TrainConfig
 
@@ -20,10 +20,11 @@ from jobs.create_data import CreateDataConfig
 from jobs.progress import show_stage
 from jobs.runtime import ClusterConfig, connect, disconnect, require, run_main, start_http
 from jobs.serve import StudentTable, start_student, wait_for_version
+from raydistill.client.service import ServiceClient
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError
 from raydistill.core.prompts import load_prompt
-from raydistill.core.records import Manifest, Query, Version
+from raydistill.core.records import Manifest, Query
 from raydistill.core.uris import absolute, is_remote, join
 from raydistill.engine.config import EngineConfig
 from raydistill.evaluation.config import EvaluateConfig
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from raydistill.evaluation.reference import Reference
 
 ASK_TIMEOUT_SECONDS = 1200
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ def run(settings: Settings) -> dict[str, Any]:
         ServiceError, TrainingError: it failed on the way; the same command goes on from there.
     """
     clock = Clock()
-    asked, held_out = _check_input(settings)
+    asked = _check_input(settings)
     with clock.stage("start"):
         connect(settings.cluster)
         require("distill", cpus=_logical_cpus(settings))
         base_url = start_http(settings.cluster)
-    manifest, reference = _ask_teacher(settings, asked, held_out, clock)
+    manifest, reference = _ask_teacher(settings, asked, clock)
     with clock.stage("train"):
         version = train.run(settings.train, cluster=settings.cluster)
     with clock.stage("serve"):
@@ -105,14 +105,23 @@ def run(settings: Settings) -> dict[str, Any]:
         move_alias(settings.models_uri, "candidate", version.label)
         wait_for_version(url, f"{settings.task.name}/candidate", version)
     facts = {"counts": _counts(manifest), "seconds": clock.seconds}
-    report = evaluate.run(_evaluate_config(settings, url), settings.task, version, reference, facts)
-    _promote(settings, url, version)
+    config = settings.evaluate.model_copy(update={"student_url": url, "version": "candidate"})
+    with ServiceClient(url) as service:
+        ask = evaluate.ask_over_http(service, version.base_model)
+        report = evaluate.run(config, settings.task, ask, reference, facts)
+    move_alias(settings.models_uri, "final", version.label)
+    wait_for_version(url, f"{settings.task.name}/final", version)
     return report
 
 
-def _check_input(settings: Settings) -> tuple[list[Query], list[Query]]:
-    """Return the queries to ask and those held out; what can be wrong is found before anything is started."""
+def _check_input(settings: Settings) -> list[Query]:
+    """Return the queries to ask; what can be wrong is found before anything is started."""
     task_config = settings.task
+    if settings.models_uri != absolute(join(task_config.storage, "models", task_config.name)):
+        raise ConfigError(
+            f"train.output_dir is {settings.train.output_dir}, but distill publishes to "
+            f"{task_config.storage}/models/{task_config.name}, which the student serves: leave the key out."
+        )
     if not is_remote(task_config.storage):
         storage.check_writable(absolute(task_config.storage))
     load_prompt(task_config.prompt)
@@ -124,7 +133,7 @@ def _check_input(settings: Settings) -> tuple[list[Query], list[Query]]:
         )
     create_data.make_plan(settings.create_data, asked)
     train.check_model(settings.train)
-    return asked, held_out
+    return asked
 
 
 def _logical_cpus(settings: Settings) -> int:
@@ -134,9 +143,7 @@ def _logical_cpus(settings: Settings) -> int:
     return max(teacher, training, 2 * settings.student.num_replicas + 1)
 
 
-def _ask_teacher(
-    settings: Settings, asked: list[Query], held_out: list[Query], clock: Clock
-) -> "tuple[Manifest, Reference]":
+def _ask_teacher(settings: Settings, asked: list[Query], clock: Clock) -> "tuple[Manifest, Reference]":
     """Create the data and collect the teacher's answers on held-out queries; the teacher is up only here."""
     from raydistill.teacher import app
 
@@ -152,21 +159,10 @@ def _ask_teacher(
                 settings.evaluate,
                 settings.task,
                 lambda rows: handle.generate.remote(rows).result(timeout_s=ASK_TIMEOUT_SECONDS),
-                held_out,
             )
     finally:
         app.stop()
     return manifest, reference
-
-
-def _evaluate_config(settings: Settings, url: str) -> EvaluateConfig:
-    return settings.evaluate.model_copy(update={"student_url": url, "version": "candidate"})
-
-
-def _promote(settings: Settings, url: str, version: Version) -> None:
-    """Move `final` and wait until the student serves it."""
-    move_alias(settings.models_uri, "final", version.label)
-    wait_for_version(url, f"{settings.task.name}/final", version)
 
 
 def _counts(manifest: Manifest) -> dict[str, Any]:

@@ -44,14 +44,16 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Evaluate what the command line says and return the report."""
     task, sections = load(argv, {"evaluate": EvaluateConfig}, "evaluate")
     config = sections["evaluate"]
-    assert isinstance(config, EvaluateConfig)  # noqa: S101 - for the type checker
+    assert isinstance(config, EvaluateConfig)  # for the type checker
     if task is None:
         raise ConfigError("evaluate: give a task file: python -m jobs.evaluate TASK.toml [student_url=...]")
     reference = get_reference(config, task)
     uri = join(absolute(task.storage), "models", task.name)
     base_model = resolve(uri, config.version).base_model
     with ServiceClient(config.student_url) as service:
-        return run(config, task, ask_over_http(service, base_model), reference)
+        report = run(config, task, ask_over_http(service, base_model), reference)
+    show(report, task)
+    return report
 
 
 def run(
@@ -61,7 +63,7 @@ def run(
     reference: Reference,
     facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate `config.version` of the task's model, write the report into storage, show it and return it.
+    """Evaluate `config.version` of the task's model, write the report into storage and return it.
 
     Args:
         config: the `[evaluate]` table.
@@ -80,12 +82,19 @@ def run(
         adapter_dir = str(fetch_version(uri, version, folder))
         subject = Subject(f"{task.name}/{config.version}", version, adapter_dir, model_dir, teacher_dir, prompt)
         report = evaluate(config, subject, reference, ask, facts, _progress_bars(progress))
-    place = join(root, "reports", task.name, version.label)
-    write_report(report, place)
+    write_report(report, _report_uri(task, version.label))
+    return report
+
+
+def show(report: dict[str, Any], task: TaskConfig) -> None:
+    """Print the report's table and where the whole of it is."""
     console = Console()
     console.print(report_table(report))
-    console.print(f"The whole report: {place}/report.html", soft_wrap=True)
-    return report
+    console.print(f"The whole report: {_report_uri(task, report['model']['version'])}/report.html", soft_wrap=True)
+
+
+def _report_uri(task: TaskConfig, label: str) -> str:
+    return join(absolute(task.storage), "reports", task.name, label)
 
 
 def get_reference(config: EvaluateConfig, task: TaskConfig) -> Reference:
@@ -102,6 +111,18 @@ def get_reference(config: EvaluateConfig, task: TaskConfig) -> Reference:
             f"{place} does not exist: the teacher's answers on held-out queries are needed. Run jobs.distill, which "
             f"saves them, or name a running teacher with teacher_url=http://..."
         )
+    with ServiceClient(config.teacher_url) as service:
+        return collect(config, task, ask_over_http(service, task.teacher_model))
+
+
+def collect(config: EvaluateConfig, task: TaskConfig, ask: Ask) -> Reference:
+    """Collect the teacher's answers on the task's held-out queries, save them and return them.
+
+    Args:
+        config: the `[evaluate]` table.
+        task: the `[task]` table.
+        ask: asks the teacher; P is in the rows.
+    """
     model_dir = resolve_model(task.teacher_model)
     tokenizer = load_tokenizer(model_dir)
     renderer = get_renderer("chat", tokenizer)
@@ -112,10 +133,8 @@ def get_reference(config: EvaluateConfig, task: TaskConfig) -> Reference:
         "template_digest": renderer.template_digest,
     }
     _, held_out = split_queries(read_queries(task.queries))
-    with ServiceClient(config.teacher_url) as service:
-        ask = ask_over_http(service, task.teacher_model)
-        reference = collect_reference(config, ask, held_out, load_prompt(task.prompt), renderer, teacher)
-    write_reference(reference, place)
+    reference = collect_reference(config, ask, held_out, load_prompt(task.prompt), renderer, teacher)
+    write_reference(reference, reference_uri(task))
     return reference
 
 

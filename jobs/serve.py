@@ -53,7 +53,7 @@ def wait_for_version(url: str, alias: str, version: Version) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            status = httpx.get(f"{url}/status", timeout=10).raise_for_status().json()
+            status: dict[str, Any] = httpx.get(f"{url}/status", timeout=10).raise_for_status().json()
         except (httpx.HTTPError, ValueError) as error:
             status = {"storage_error": f"{url}/status: {error}"}
         if status.get("aliases", {}).get(alias) == wanted:

@@ -30,8 +30,12 @@ class _LoopThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="raydistill-client", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="raydistill-client", daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        self.loop.run_forever()
+        self.loop.close()
 
     def submit(self, coroutine: Coroutine[Any, Any, Result]) -> "Future[Result]":
         if not self._thread.is_alive():

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from ray.llm._internal.serve.core.configs.accelerators import CPUConfig, GPUConfig
 from ray.serve.llm import LLMConfig
 
 from raydistill.engine.config import EngineConfig
@@ -70,7 +71,7 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
     return LLMConfig(
         model_loading_config={"model_id": model_id, "model_source": model_dir},
         engine_kwargs=vllm_args(config, on_gpu, lora),
-        accelerator_config={"kind": "gpu" if on_gpu else "cpu"},
+        accelerator_config=GPUConfig(kind="gpu") if on_gpu else CPUConfig(kind="cpu"),
         deployment_config={
             "num_replicas": config.num_replicas,
             "max_ongoing_requests": 4 * config.max_num_seqs,

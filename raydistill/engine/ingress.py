@@ -82,9 +82,10 @@ class Ingress:
         return await self._engine.generate.remote(rows)
 
     async def _info(self) -> dict[str, Any]:
-        if self._known is None:
-            self._known = await self._engine.info.remote()
-        return self._known
+        known = self._known
+        if known is None:
+            known = self._known = await self._engine.info.remote()
+        return known
 
     async def _resolve_name(self, model: str) -> str:
         return await self._engine.resolve_name.remote(model)
@@ -111,7 +112,7 @@ class Ingress:
         """Answer a chat in OpenAI's form, streamed or whole; `model` in the answer is the exact version."""
         fields = body.model_dump(exclude_none=True, exclude={"user"})
         request = _sanitize_chat_completion_request(ChatCompletionRequest(**fields))
-        answers = self._engine.options(stream=True).chat.remote(request, None)
+        answers: Any = self._engine.options(stream=True).chat.remote(request, None)
         first = await anext(aiter(answers))
         if not body.stream:
             return _chat_response(first)
@@ -228,10 +229,10 @@ async def _chunks(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[str]:
 
 def make_ingress() -> serve.Deployment:
     """Return the ingress deployment: one replica, since futures live in its process."""
-    return serve.deployment(
-        serve.ingress(app)(Ingress),
+    deploy: Any = serve.deployment(
         name="ingress",
         num_replicas=1,
         max_ongoing_requests=MAX_IN_FLIGHT,
         ray_actor_options={"num_cpus": 1},
     )
+    return deploy(serve.ingress(app)(Ingress))

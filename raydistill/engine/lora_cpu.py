@@ -19,7 +19,7 @@ def register() -> None:
 
     if current_platform.is_cpu():
         name = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
-        type(current_platform).get_punica_wrapper = classmethod(lambda _cls: name)
+        setattr(type(current_platform), "get_punica_wrapper", classmethod(lambda _cls: name))  # noqa: B010
 
 
 def group_rows(slots_N: torch.Tensor) -> list[Group]:

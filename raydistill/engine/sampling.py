@@ -72,7 +72,7 @@ class Sample(_Wire):
     seq_id: int
     num_samples: int = Field(1, ge=1, le=128)
     prompt: ModelInput
-    sampling_params: SamplingParams = SamplingParams()
+    sampling_params: SamplingParams = Field(default_factory=lambda: SamplingParams.model_validate({}))
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0

@@ -3,14 +3,16 @@
 import asyncio
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm import SamplingParams, TokensPrompt
+from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from raydistill.core.errors import NotFoundError
+from raydistill.core.errors import NotFoundError, VerificationError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 
 
@@ -64,9 +66,28 @@ class TokenServer(LLMServer):
         """Return what this replica serves."""
         return {"base_model": self._llm_config.model_id, "models": self.known_models()}
 
+    async def load_adapter(self, name: str, folder: Path) -> Any:
+        """Load a LoRA adapter from a local folder, which must stay; return what `generate_with` takes.
+
+        Args:
+            name: the engine's id of it; never used again for other weights, since the prefix cache is keyed by it.
+            folder: with adapter_config.json and adapter_model.safetensors, already verified.
+
+        Raises:
+            VerificationError: the engine refuses it.
+        """
+        engine: Any = self.engine
+        models = engine._oai_models  # vLLM's registry, shared with its OpenAI routes
+        if name not in models.lora_requests:
+            answer = await models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder)))
+            if not isinstance(answer, str):
+                raise VerificationError(f"the engine refused the adapter: {answer.error.message}")
+        return models.lora_requests[name]
+
     @property
     def _client(self) -> Any:
-        return self.engine._engine_client  # vLLM's AsyncLLM; the public surface is OpenAI requests only
+        engine: Any = self.engine
+        return engine._engine_client  # vLLM's AsyncLLM; the public surface is OpenAI requests only
 
     async def _generate_row(self, row: TokenRequest) -> TokenResult:
         start = time.perf_counter()

@@ -196,7 +196,9 @@ def _measure_likelihood(
     served: list[TokenResult],
     on_step: OnStep,
 ) -> dict[str, Any]:
-    empty = dict.fromkeys(("base", "student", "gap_closed", "gap_closed_interval", "tokens", "served_difference"))
+    empty: dict[str, Any] = dict.fromkeys(
+        ("base", "student", "gap_closed", "gap_closed_interval", "tokens", "served_difference")
+    )
     if not config.kl:
         return empty
     on_step("likelihood", 0.0)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from raydistill.core.errors import ServiceError
 from raydistill.core.records import TokenResult
 from raydistill.evaluation.metrics import gap_closed
 from raydistill.evaluation.reference import Reference
@@ -65,7 +66,12 @@ def measure_served_difference(model: Any, prompts: Sequence[list[int]], results:
         model: the student in float32, adapter on.
         prompts: what was asked.
         results: what was served, log-probabilities with it.
+
+    Raises:
+        ServiceError: log-probabilities are missing.
     """
+    if any(len(result.logprobs) != len(result.tokens) for result in results):
+        raise ServiceError("the endpoint gave no log-probabilities for some tokens, so they cannot be compared.")
     rows = [(prompt, result.tokens) for prompt, result in zip(prompts, results, strict=True)]
     exact = completion_logprobs(model, rows)
     differences = [

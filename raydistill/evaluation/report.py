@@ -20,8 +20,8 @@ def write_report(report: dict[str, Any], uri: str) -> None:
         report: of `evaluate`.
         uri: ROOT/reports/NAME/VERSION.
     """
-    storage.write_bytes(join(uri, "report.html"), render_page(report).encode())
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    storage.write_bytes(join(uri, "report.html"), render_page(report).encode())
     storage.write_bytes(join(uri, "report.json"), text.encode())
 
 

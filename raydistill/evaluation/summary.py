@@ -44,8 +44,8 @@ def sentences(report: dict[str, Any]) -> list[str]:
     ours, theirs = latency["adapter_tokens_per_second"], latency["base_with_p_tokens_per_second"]
     if ours < theirs:
         said.append(
-            f"SLOWER: {latency['at_once']} at once give {ours:.0f} tokens/s by the adapter and {theirs:.0f} by the base "
-            f"with P. Merged weights would give {latency['base_without_p_tokens_per_second']:.0f}."
+            f"SLOWER: {latency['at_once']} at once give {ours:.0f} tokens/s by the adapter and {theirs:.0f} by the "
+            f"base with P. Merged weights would give {latency['base_without_p_tokens_per_second']:.0f}."
         )
     difference = report["kl"]["served_difference"]
     if difference is not None:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from raydistill.core.errors import NotFoundError, VerificationError
+from raydistill.core.errors import NotFoundError
 from raydistill.core.records import TokenRequest, Version
 from raydistill.engine.server import TokenServer
 from raydistill.serving.adapters import AdapterTable, Gate
@@ -29,7 +29,7 @@ class StudentServer(TokenServer):
             folder=Path(self._folder.name),
             model_dir=self._client.model_config.model,
             max_rank=options["max_lora_rank"],
-            load=self._load_adapter,
+            load=self.load_adapter,
             score=self._score_probe,
         )
         self._table = AdapterTable(options["models_uri"], gate)
@@ -72,18 +72,6 @@ class StudentServer(TokenServer):
         except NotFoundError as error:
             return _one_error(str(error))
         return await super().chat(request.model_copy(update={"model": name}), raw_request_info)
-
-    async def _load_adapter(self, engine_name: str, folder: Path) -> Any:
-        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
-
-        models = self.engine._oai_models  # vLLM's registry, shared with its OpenAI routes
-        if engine_name not in models.lora_requests:
-            answer = await models.load_lora_adapter(
-                LoadLoRAAdapterRequest(lora_name=engine_name, lora_path=str(folder))
-            )
-            if not isinstance(answer, str):
-                raise VerificationError(f"the engine refused the adapter: {answer.error.message}")
-        return models.lora_requests[engine_name]
 
     async def _score_probe(self, version: Version, engine_name: str, adapter: Any) -> list[float]:
         rows = [

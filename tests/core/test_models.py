@@ -196,3 +196,18 @@ def test_object_storage_errors_name_the_place_when_nothing_is_there(bucket):
         models.resolve_model(f"{bucket}/absent")
     with pytest.raises(StorageError, match="bucket does not exist"):
         models.resolve_model("s3://no-such-bucket/x")
+
+
+def test_copy_is_given_up_when_the_model_changes_underneath(bucket, tiny, cache, monkeypatch):
+    uri = f"{bucket}/base/tiny"
+    storage.upload_dir(Path(tiny), uri)
+    download = models._download
+
+    def change_then_download(source, target):
+        storage.write_bytes(f"{uri}/config.json", target.name.encode())
+        download(source, target)
+
+    monkeypatch.setattr(models, "_download", change_then_download)
+    with pytest.raises(StorageError, match="was changed while it was copied"):
+        models.resolve_model(uri)
+    assert list((cache / "models").iterdir()) == []

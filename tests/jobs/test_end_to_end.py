@@ -1,0 +1,246 @@
+"""The whole route on real parts: vLLM, Serve, Ray Data, Ray Train with DeepSpeed, the registry and the HTTP client."""
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+import raydistill
+from raydistill import renderers, types
+from raydistill.core import storage
+from raydistill.core.errors import NotFoundError
+from raydistill.core.prompts import load_prompt
+from raydistill.core.records import version_from_json
+from raydistill.registry.aliases import move_alias, read_aliases
+from raydistill.registry.publish import publish
+from raydistill.registry.versions import read_version
+
+PROMPT_TOKENS = [5, 9, 33, 70, 8, 120]
+
+
+def _client(world, model="tiny/final"):
+    return raydistill.ServiceClient(world.url).create_sampling_client(model_path=f"raydistill://{model}")
+
+
+def _greedy(client, tokens=PROMPT_TOKENS):
+    params = types.SamplingParams(max_tokens=6, temperature=0.0, stop=[])
+    return client.sample(types.ModelInput.from_ints(tokens), sampling_params=params).result(60)
+
+
+def _status(world):
+    return httpx.get(f"{world.url}/status", timeout=10).json()
+
+
+def _wait(condition, what):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, f"not within 30 s: {what}"
+        time.sleep(0.2)
+
+
+def test_report_has_every_field(world):
+    report = world.report
+    shares = [report["validity"][arm] for arm in ("teacher", "base", "student", "student_raw")]
+    assert all(0 <= share <= 1 for share in shares)
+    assert {"student", "majority"} <= set(report["agreement"])
+    kl = report["kl"]
+    assert kl["base"] > 0.05, "P changes nothing, so this world would not notice a student that learnt nothing"
+    assert kl["gap_closed"] == pytest.approx(1 - kl["student"] / kl["base"])
+    assert kl["gap_closed"] > 0.2
+    assert kl["served_difference"] < 1e-3  # both sides in float32
+    assert report["tokens"]["reduction"] == pytest.approx(
+        1 - report["tokens"]["prompt_without_p"] / report["tokens"]["prompt_with_p"]
+    )
+    latency = report["latency"]
+    for arm in ("base_with_p", "base_without_p", "adapter"):
+        assert latency[f"{arm}_seconds"] > 0
+        assert latency[f"{arm}_tokens_per_second"] > 0
+    assert {"create_data", "train", "evaluate"} <= set(report["seconds"])
+    assert report["held_out"]["teacher_tokens"] >= 40
+    root = Path(world.settings.task.storage) / "reports/tiny/v0001"
+    assert json.loads((root / "report.json").read_text())["kl"] == kl
+    assert "<html" in (root / "report.html").read_text()
+
+
+def test_every_asked_row_is_kept_or_dropped(world):
+    counts = world.report["counts"]
+    assert counts["asked"] == 40
+    assert counts["asked"] == counts["kept"] + sum(counts["dropped"].values())
+    assert counts["kept"] >= 16, "too few answers end by themselves for this world to mean anything"
+
+
+def test_dataset_holds_no_p_and_no_held_out_query(world):
+    from raydistill.dataset.read import read_examples
+    from raydistill.queries.read import read_queries
+    from raydistill.queries.split import split_queries
+
+    task = world.settings.task
+    examples, manifest = read_examples(f"{task.storage}/datasets/tiny")
+    assert manifest.finished
+    p = load_prompt(task.prompt)
+    asked, held_out = split_queries(read_queries(task.queries))
+    held = {query.id for query in held_out}
+    for example in examples:
+        assert example.query_id not in held
+        assert [message["role"] for message in example.messages] == ["user"]
+        assert p.messages[0]["content"] not in json.dumps(example.messages)
+    assert len({example.query_id for example in examples}) <= len(asked)
+
+
+def test_adapter_loads_in_plain_peft(world):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(world.base_dir, dtype=torch.float32)
+    folder = f"{world.settings.task.storage}/models/tiny/v0001"
+    model = PeftModel.from_pretrained(base, folder).eval()
+    tokens, logprobs = list(PROMPT_TOKENS), []
+    with torch.no_grad():
+        for _ in range(6):
+            last = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].log_softmax(-1)
+            tokens.append(int(last.argmax()))
+            logprobs.append(float(last.max()))
+    served = _greedy(_client(world, "tiny/v0001")).sequences[0]
+    assert served.tokens == tokens[len(PROMPT_TOKENS) :]
+    assert served.logprobs == pytest.approx(logprobs, abs=1e-3)
+
+
+def test_aliases_point_to_the_version(world):
+    uri = world.settings.models_uri
+    assert read_aliases(uri).mapping == {"candidate": "v0001", "final": "v0001"}
+    assert read_version(uri, "v0001").verifiable
+    assert math.isfinite(read_version(uri, "v0001").metrics["validation_loss"])
+
+
+def test_sample_names_the_exact_version(world):
+    client = _client(world)
+    result = _greedy(client)
+    assert result.model.startswith("tiny/v0001@")
+    tokenizer = client.get_tokenizer()
+    assert tokenizer.decode(result.sequences[0].tokens)
+
+
+@pytest.mark.parametrize("model", ["tiny/final", "tiny/v0001", "tiny"])
+def test_openai_route_answers_by_the_version(world, model):
+    messages = [{"role": "user", "content": "I lost my parcel."}]
+    body = {"model": model, "messages": messages, "max_tokens": 4, "temperature": 0}
+    answer = httpx.post(f"{world.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-raydistill-model"].startswith("tiny/v0001@")
+    tokenizer = renderers.load_tokenizer(world.base_dir)
+    rendered = renderers.get_renderer("chat", tokenizer).build_generation_prompt(messages)
+    assert answer.json()["usage"]["prompt_tokens"] == rendered.length, "trainer and server must agree on the tokens"
+
+
+def test_unknown_names_never_fall_back_to_the_base(world):
+    with pytest.raises(NotFoundError, match=r"tiny/final"):
+        _client(world, "tinny/final")
+    body = {"model": "tinny", "messages": [{"role": "user", "content": "hi"}]}
+    answer = httpx.post(f"{world.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 404
+    assert "tiny/final" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("prompt_logprobs", True), ("tools", []), ("chat_template", "x"), ("n", 1000), ("temperature", -1)],
+)
+def test_unknown_and_absurd_chat_fields_are_refused_by_name(world, field, value):
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], field: value}
+    answer = httpx.post(f"{world.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 422
+    assert field in answer.text
+
+
+def test_token_ids_out_of_range_are_refused(world):
+    with pytest.raises(Exception, match="99999"):
+        _greedy(_client(world), [5, 99999])
+
+
+def _publish_scaled(world, factor: float):
+    """Publish the adapter with its weights scaled, with a probe of its own."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    from raydistill.scoring.probe import build_probe
+
+    uri = world.settings.models_uri
+    first = read_version(uri, "v0001")
+    folder = Path(world.settings.task.storage) / f"scaled{factor}"
+    shutil.copytree(f"{uri}/v0001", folder, dirs_exist_ok=True)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    scaled = {name: value * np.float32(factor) if "lora_B" in name else value for name, value in tensors.items()}
+    save_file(scaled, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    rows = [(point.prefix, [point.token]) for point in first.probe]
+    points, verifiable = build_probe(world.base_dir, str(folder), rows)
+    draft = dataclasses.replace(first, number=0, files=[], probe=points, verifiable=verifiable)
+    return publish(uri, draft, str(folder))
+
+
+def test_versions_are_swapped_and_bad_ones_refused_under_way(world):
+    uri, client = world.settings.models_uri, _client(world)
+    base_client = raydistill.ServiceClient(world.url).create_sampling_client(base_model=world.base_dir)
+    before, base_before = _greedy(client), _greedy(base_client)
+    second = _publish_scaled(world, -1.5)
+    move_alias(uri, "final", second.label)
+    exact = f"tiny/{second.label}@{second.content_digest}"
+    _wait(lambda: _status(world)["aliases"]["tiny/final"] == exact, "the swap")
+    after = _greedy(client)
+    assert after.model == exact
+    assert after.sequences[0].logprobs != before.sequences[0].logprobs
+    assert _greedy(_client(world, "tiny/candidate")).sequences == before.sequences
+
+    # A flipped byte, and weights that are not the ones the probe was made for.
+    broken = _publish_scaled(world, -1.6)
+    weights = Path(uri) / broken.label / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 0xFF
+    weights.write_bytes(bytes(data))
+    wrong = _publish_scaled(world, 1.3)
+    record = Path(uri) / wrong.label / "version.json"
+    probe = [
+        dataclasses.replace(point, adapter=point.base - (point.adapter - point.base) - 3)
+        for point in version_from_json(record.read_bytes()).probe
+    ]
+    storage.write_bytes(str(record), _with_probe(record.read_bytes(), probe))
+    for bad, reason in ((broken, "sha256"), (wrong, "probe")):
+        move_alias(uri, "final", bad.label)
+        label = f"tiny/{bad.label}"
+        _wait(lambda label=label: label in _status(world)["refused"], f"the refusal of {label}")
+        status = _status(world)
+        assert reason in status["refused"][label]
+        assert status["aliases"]["tiny/final"] == exact, "the old version goes on serving"
+        assert _greedy(client).sequences == after.sequences
+        with pytest.raises(NotFoundError, match="refused"):
+            _client(world, label)
+    assert _greedy(base_client).sequences == base_before.sequences
+    assert _greedy(base_client).model == world.base_dir
+    move_alias(uri, "final", "v0001")
+    _wait(lambda: _status(world)["aliases"]["tiny/final"].startswith("tiny/v0001@"), "the rollback")
+    assert _greedy(client).sequences == before.sequences
+
+
+def _with_probe(record: bytes, probe) -> bytes:
+    data = json.loads(record)
+    data["probe"] = [dataclasses.asdict(point) for point in probe]
+    return json.dumps(data).encode()
+
+
+def test_the_same_data_again_asks_nothing(world):
+    from jobs import create_data
+    from raydistill.queries.read import read_queries
+    from raydistill.queries.split import split_queries
+
+    settings = world.settings
+    asked, _ = split_queries(read_queries(settings.task.queries))
+    started = time.monotonic()
+    manifest = create_data.run(settings.create_data, None, asked, engine=settings.teacher, cluster=settings.cluster)
+    assert time.monotonic() - started < 30, "no teacher may be started"
+    assert manifest.counts["asked"] == 40
+    assert manifest.counts["kept"] == world.report["counts"]["kept"]
