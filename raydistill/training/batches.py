@@ -81,7 +81,7 @@ def plan_steps(num_rows: int, batch_size: int, num_epochs: int, max_steps: int |
 @lru_cache(maxsize=2)
 def _order(num_rows: int, seed: int, epoch: int) -> list[int]:
     order = list(range(num_rows))
-    random.Random(f"{seed}:{epoch}").shuffle(order)  # noqa: S311 - an order of rows, no secret
+    random.Random(f"{seed}:{epoch}").shuffle(order)
     return order
 
 

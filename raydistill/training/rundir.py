@@ -1,9 +1,8 @@
 """The folder of a run (log_path): its rows, its resolved config, its metrics.
 
-    config.json      what decides the outcome, and all keys; a run with other ones is refused
-    rows.parquet     the encoded rows, so that any worker on any node reads the same
-    metrics.jsonl    one line a step: stage/name_unit
-    checkpoints      written by Ray Train
+It holds config.json (what decides the outcome, and all keys; a run with other ones is refused), rows.parquet (the
+encoded rows, so that any worker on any node reads the same), metrics.jsonl (one line a step: stage/name_unit) and
+the checkpoints that Ray Train writes.
 """
 
 import io

@@ -33,10 +33,13 @@ def start_engine(model: nn.Module, stage: int, learning_rate: float, on_gpu: boo
 
     # Where a compiler is found, DeepSpeed would build its shared-memory collectives on the spot (90 s, measured on two
     # cores) and fail where it is broken; with no op marked as compatible it uses torch's gloo.
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    deepspeed.ops.__compatible_ops__ = {}
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=trained, config=zero_config(stage, learning_rate), dist_init_required=False
+        model=model,
+        model_parameters=trained,  # pyright: ignore[reportArgumentType] - its annotation is wrong
+        config=zero_config(stage, learning_rate),
+        dist_init_required=False,
     )
     return engine
