@@ -52,7 +52,7 @@ def finish_dataset(folder: str, asked: list[str], draft: Manifest, output: str) 
     manifest = dataclasses.replace(
         draft,
         finished=True,
-        counts={**draft.counts, "answered": len(asked), "kept": len(examples), "dropped": dropped},
+        counts={**draft.counts, "asked": len(asked), "answered": len(asked), "kept": len(examples), "dropped": dropped},
         tokens=tokens,
         shards=_write_shards(folder, "part", [example_to_row(example) for example in examples], EXAMPLE_SCHEMA),
         drops=_write_shards(folder, "drops", [drop_to_row(drop) for drop in drops], DROP_SCHEMA),

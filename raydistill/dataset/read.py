@@ -126,6 +126,10 @@ def _example_faults(messages: Any) -> list[str]:
         return faults
     if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-2]["role"] != "user":
         return ["the last two messages must be a user's and the assistant's"]
+    try:
+        digest(messages)
+    except UnicodeEncodeError:
+        return ["the text holds half of a surrogate pair, which is no character"]
     return []
 
 

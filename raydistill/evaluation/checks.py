@@ -17,7 +17,7 @@ def is_valid(text: str, finished: bool, check: CheckConfig) -> bool:
     """
     if not finished or not text.strip():
         return False
-    if check.must_match is not None and not re.search(check.must_match, text):
+    if not all(re.search(pattern, text) for pattern in check.must_match):
         return False
     return check.format == "text" or _parse_line(text, check) is not None
 

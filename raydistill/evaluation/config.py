@@ -20,17 +20,18 @@ class CheckConfig(Section):
     """json_line: key -> the values it may have."""
     labels: list[str] = Field(default_factory=list)
     """json_line: the keys whose values are compared with the teacher's."""
-    must_match: str | None = None
-    """A regular expression that is found in every valid answer."""
+    must_match: list[str] = Field(default_factory=list)
+    """Regular expressions, each of which is found in every valid answer."""
 
     @field_validator("must_match")
     @classmethod
-    def _pattern_compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"no regular expression ({error})") from error
-        return pattern
+    def _patterns_compile(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
+        return patterns
 
     @model_validator(mode="after")
     def _fields_are_keys(self) -> Self:

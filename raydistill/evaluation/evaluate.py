@@ -11,7 +11,6 @@ from raydistill.core.prompts import Prompt, student_messages, teacher_messages
 from raydistill.core.records import TokenRequest, TokenResult, Version
 from raydistill.evaluation.config import EvaluateConfig
 from raydistill.evaluation.latency import measure_latency
-from raydistill.evaluation.likelihood import load_arms, measure_kl, measure_served_difference
 from raydistill.evaluation.metrics import measure_agreement, valid_share
 from raydistill.evaluation.reference import Ask, Reference, Reply, ask_all, make_replies
 from raydistill.renderers import Renderer, get_renderer, load_tokenizer, tokenizer_digest
@@ -201,10 +200,11 @@ def _measure_likelihood(
     )
     if not config.kl:
         return empty
+    from raydistill.evaluation.likelihood import load_arms, measure_kl, measure_served_difference  # loads torch
+
     on_step("likelihood", 0.0)
-    same = prompts.teacher is not None and subject.teacher_dir is not None
-    teacher_dir = subject.teacher_dir if same and subject.teacher_dir else subject.model_dir
-    model, teacher_model = load_arms(subject.model_dir, subject.adapter_dir, teacher_dir)
+    teacher_dir = subject.teacher_dir if prompts.teacher is not None else None
+    model, teacher_model = load_arms(subject.model_dir, subject.adapter_dir, teacher_dir or subject.model_dir)
     difference = measure_served_difference(model, prompts.without_p, served)
     on_step("likelihood", 0.2)
     if prompts.teacher is None:

@@ -29,7 +29,7 @@ h2 { font-size: 1.15rem; margin: 2.25rem 0 .75rem; }
 ul.box { padding-left: 2rem; }
 table { border-collapse: collapse; width: 100%; background: #fff; }
 th, td { border: 1px solid #dfe3e8; padding: .4rem .65rem; text-align: right; vertical-align: top; }
-th:first-child, td:first-child, .texts th, .texts td { text-align: left; }
+th:first-child, td:first-child, .texts th, .texts td { text-align: left; white-space: pre-wrap; }
 th { background: #eceff3; font-weight: 600; }
 .texts td { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; min-width: 9rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: .75rem; }

@@ -20,9 +20,8 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     if kl["student"] is not None:
         rows.append(("KL to the teacher, nats/token", "0", f"{kl['base']:.3f}", f"{kl['student']:.3f}"))
         low, high = kl["gap_closed_interval"]
-        rows.append(
-            ("  gap closed (95 % interval)", f"({percent(low)} to {percent(high)})", "", percent(kl["gap_closed"]))
-        )
+        rows.append(("  gap closed", "", "", percent(kl["gap_closed"])))
+        rows.append(("  95 % interval over queries", "", "", f"{percent(low)} to {percent(high)}"))
     rows.append(("prompt tokens", long, short, short))
     seconds = [f"{latency[f'{arm}_seconds']:.2f}" for arm in ARMS]
     rows.append((f"seconds, 1 at once, {latency['tokens_each']} tokens", *seconds))
@@ -62,7 +61,7 @@ def sentences(report: dict[str, Any]) -> list[str]:
 def percent(share: float) -> str:
     """Return a share as whole percent, "<1 %" and ">99 %" where rounding would claim none or all."""
     if 0 < share < 0.005:
-        return "<1 %"
+        return "<1\u00a0%"
     if 0.995 <= share < 1:
-        return ">99 %"
-    return f"{100 * share:.0f} %"
+        return ">99\u00a0%"
+    return f"{100 * share:.0f}\u00a0%"

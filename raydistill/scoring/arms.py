@@ -129,13 +129,10 @@ def _forward(arm: Arm, responses: Sequence[Sequence[int]], chunk: Sequence[int],
 
 
 def _prefix_error(arm: Arm) -> float:
-    """Return the largest difference in nats between the shortest and longest prompt scored together and alone."""
+    """Return the largest difference in nats of the shortest prompt scored beside the longest (so padded) and alone."""
     order = sorted(range(len(arm.prompts)), key=lambda index: len(arm.prompts[index]))
-    chunk = sorted({order[0], order[-1]})
+    chunk = [order[0], order[-1]] if len(order) > 1 else order
     responses = [prompt[-1:] for prompt in arm.prompts]  # any token will do: one position after each prompt
-    together = chunk_logprobs(arm, responses, chunk)
-    alone = Arm(arm.model, arm.prompts, arm.adapted, plain=True)
-    return max(
-        float((found - chunk_logprobs(alone, responses, [index])[0]).abs().max())
-        for found, index in zip(together, chunk, strict=True)
-    )
+    together = chunk_logprobs(arm, responses, chunk)[0]
+    alone = chunk_logprobs(Arm(arm.model, arm.prompts, arm.adapted, plain=True), responses, chunk[:1])[0]
+    return float((together - alone).abs().max())

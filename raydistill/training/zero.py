@@ -33,7 +33,7 @@ def start_engine(model: nn.Module, stage: int, learning_rate: float, on_gpu: boo
 
     # Where a compiler is found, DeepSpeed would build its shared-memory collectives on the spot (90 s, measured on two
     # cores) and fail where it is broken; with no op marked as compatible it uses torch's gloo.
-    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue] - made on access
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(

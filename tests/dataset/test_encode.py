@@ -1,7 +1,5 @@
 """Examples become the tokens a trainer uses; raw and validation rows are chosen by hash alone."""
 
-from pathlib import Path
-
 import pytest
 
 from raydistill.core.records import Example
@@ -55,7 +53,10 @@ def test_encode_example_never_shows_a_conversation_raw(tokenizer) -> None:
 def test_encode_examples_shows_a_share_raw(tokenizer) -> None:
     examples = [make_example(index) for index in range(300)]
     rows = encode_examples(examples, tokenizer, raw_fraction=0.1)
-    num_raw = sum(prompt == tokenizer.encode(example.messages[0]["content"]) for (prompt, _), example in zip(rows, examples))
+    num_raw = sum(
+        prompt == tokenizer.encode(example.messages[0]["content"])
+        for (prompt, _), example in zip(rows, examples, strict=True)
+    )
     assert num_raw == sum(is_raw(example.id, 0.1) for example in examples)
     assert 15 <= num_raw <= 50
     assert all(len(prompt) > 0 and len(target) > 1 for prompt, target in rows)

@@ -29,7 +29,13 @@ def make_answer(**changes: object) -> Answer:
 def test_keep_makes_an_example_without_p_and_with_the_stop_token() -> None:
     verdict = keep(make_answer(), ORIGIN)
     assert verdict == Example(
-        "a1", "q1", [{"role": "user", "content": "Grüße \u2028 <|im_end|>"}], "yes", [5, 6, 2], "model@revision", "p" * 32
+        "a1",
+        "q1",
+        [{"role": "user", "content": "Grüße \u2028 <|im_end|>"}],
+        "yes",
+        [5, 6, 2],
+        "model@revision",
+        "p" * 32,
     )
 
 

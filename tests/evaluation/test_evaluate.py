@@ -39,7 +39,7 @@ CONFIG = EvaluateConfig(
     latency_tokens=3,
     latency_repeats=2,
     throughput_repeats=1,
-    check=CheckConfig(must_match="e"),
+    check=CheckConfig(must_match=["e"]),
 )
 FACTS = {"counts": {"asked": 20, "kept": 18, "dropped": {"truncated": 2}}, "seconds": {"create_data": 3.5}}
 

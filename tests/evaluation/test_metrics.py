@@ -59,7 +59,7 @@ def test_json_line_check(text, finished, valid):
 
 
 def test_text_check_looks_for_the_pattern_anywhere():
-    check = CheckConfig(must_match=r"(?i)executive summary")
+    check = CheckConfig(must_match=[r"(?i)executive summary"])
     assert is_valid("Intro.\nExecutive Summary: fine", True, check)
     assert not is_valid("Intro.", True, check)
     assert not is_valid("Executive Summary: cut", False, check)
@@ -74,7 +74,7 @@ def test_text_check_looks_for_the_pattern_anywhere():
         ({"format": "json_line"}, "needs keys"),
         ({"format": "json_line", "keys": ["a"], "labels": ["b"]}, "name b"),
         ({"labels": ["b"]}, "json_line"),
-        ({"must_match": "("}, "no regular expression"),
+        ({"must_match": ["("]}, "no regular expression"),
         ({"format": "xml"}, "json_line"),
     ],
 )

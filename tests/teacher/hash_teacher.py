@@ -1,7 +1,7 @@
 """A Serve application with the engine's surface whose answers are a hash of tokens and seed: no model, same protocol.
 
-Queries choose its faults by words in the prompt: "TRUNCATE" never ends, "EMPTY" ends at once, "FAIL" is refused,
-"FLAKY" is refused the first time, "CRASH" kills the replica the first time.
+Queries choose its faults by words in the prompt: "TRUNCATE" never ends, "EMPTY" ends at once, "FAIL" is always
+refused, "FLAKY" the first time, "LATER" the first five times, and "CRASH" kills the replica the first time.
 """
 
 import asyncio
@@ -29,21 +29,21 @@ class HashTeacher:
     async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
         return list(await asyncio.gather(*(self._answer(row) for row in rows)))
 
-    def _is_first(self, text: str) -> bool:
-        """Write one line for each row asked, and return whether this prompt was never asked before."""
+    def _count(self, text: str) -> int:
+        """Write one line for each row asked, and return how often this prompt was asked before."""
         marker = hashlib.sha256(text.encode()).hexdigest()
         known = self._log.read_text().split() if self._log.exists() else []
         with self._log.open("a") as log:
             log.write(marker + "\n")
-        return marker not in known
+        return known.count(marker)
 
     async def _answer(self, row: TokenRequest) -> TokenResult:
         text = self._tokenizer.decode(row.tokens)
-        first = self._is_first(text)
+        asked = self._count(text)
         await asyncio.sleep(self._delay_seconds)
-        if "CRASH" in text and first:
+        if "CRASH" in text and not asked:
             os._exit(1)
-        if "FAIL" in text or ("FLAKY" in text and first):
+        if "FAIL" in text or ("FLAKY" in text and not asked) or ("LATER" in text and asked < 5):
             return TokenResult([], [], "error", Usage(len(row.tokens), 0, 0), error="ValueError: refused")
         answer = hashlib.sha256(f"{row.tokens} {row.seed}".encode()).hexdigest()[:12]
         body = [] if "EMPTY" in text else self._tokenizer.encode(answer, add_special_tokens=False)

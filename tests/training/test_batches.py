@@ -1,0 +1,89 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydistill.training.batches import (
+    PACK_TOKENS,
+    EncodedRow,
+    micro_batches,
+    pack,
+    plan_steps,
+    rows_digest,
+    rows_of_step,
+    share_rows,
+)
+
+
+def _rows(lengths: list[tuple[int, int]]) -> list[EncodedRow]:
+    return [EncodedRow(f"r{i}", [i] * prompt, [i + 1] * response) for i, (prompt, response) in enumerate(lengths)]
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))
+def test_every_row_comes_once_an_epoch(num_rows, batch_size, num_epochs, seed):
+    plan = plan_steps(num_rows, batch_size, num_epochs, None, seed)
+    seen = [index for step in range(plan.num_steps) for index in rows_of_step(plan, step)]
+    assert len(seen) == num_rows * num_epochs
+    for epoch in range(num_epochs):
+        assert sorted(seen[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
+    assert all(len(rows_of_step(plan, step)) == batch_size for step in range(plan.num_steps - 1))
+
+
+def test_plan_is_cut_off_when_max_steps_is_smaller():
+    assert plan_steps(200, 8, 4, None, 0).num_steps == 100
+    assert plan_steps(200, 8, 4, 30, 0).num_steps == 30
+    assert plan_steps(10, 8, 1, 30, 0).num_steps == 2
+
+
+def test_order_differs_between_epochs_and_seeds():
+    plan, other = plan_steps(30, 30, 2, None, 0), plan_steps(30, 30, 2, None, 1)
+    assert rows_of_step(plan, 0) == rows_of_step(plan_steps(30, 30, 2, None, 0), 0)
+    assert len({tuple(rows_of_step(plan, 0)), tuple(rows_of_step(plan, 1)), tuple(rows_of_step(other, 0))}) == 3
+
+
+lengths = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=12)
+
+
+@given(lengths, st.integers(1, 4), st.sampled_from([None, 1, 2, 5]))
+def test_workers_share_a_step_without_loss_and_in_equally_many_micro_batches(sizes, num_workers, micro_batch_size):
+    rows = _rows(sizes)
+    batches = [micro_batches(rows, rank, num_workers, micro_batch_size) for rank in range(num_workers)]
+    assert len({len(own) for own in batches}) == 1
+    targets = Counter(token for own in batches for packed in own for token in packed.targets_N)
+    assert targets == Counter({i + 1: response for i, (_, response) in enumerate(sizes)})
+    longest = max(prompt + response for prompt, response in sizes)
+    for packed in (packed for own in batches for packed in own):
+        assert len(packed.tokens_T) <= max(PACK_TOKENS, longest)
+        assert len(set(packed.rows_T)) <= (micro_batch_size or len(rows))
+
+
+def test_shares_are_balanced_by_tokens_not_by_rows():
+    shares = share_rows(_rows([(50, 50), (1, 9), (1, 9), (1, 9), (60, 30)]), 2)
+    assert sorted(sum(row.num_tokens for row in share) for share in shares) == [110, 110]
+
+
+def test_packed_positions_restart_and_keep_what_predicts_the_response():
+    packed = pack([EncodedRow("a", [10, 11], [12, 13]), EncodedRow("b", [20], [21])])
+    assert packed.tokens_T == [10, 11, 12, 13, 20, 21]
+    assert packed.positions_T == [0, 1, 2, 3, 0, 1]
+    assert packed.rows_T == [0, 0, 0, 0, 1, 1]
+    assert packed.keep_N == [1, 2, 4]
+    assert packed.targets_N == [12, 13, 21]
+    assert pack([EncodedRow("a", [10], [12])], scored=False).targets_N == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        EncodedRow("b", [1], [2]),
+        EncodedRow("a", [1, 2], []),
+        EncodedRow("a", [], [1, 2]),
+        EncodedRow("a", [1], [3]),
+    ],
+)
+def test_rows_digest_changes_when_a_row_does(other):
+    row = EncodedRow("a", [1], [2])
+    assert rows_digest([row]) == rows_digest([EncodedRow("a", [1], [2])])
+    assert rows_digest([row]) != rows_digest([other])
+    assert rows_digest([row, other]) != rows_digest([other, row])

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from raydistill.core.errors import TrainingError
+from raydistill.training import model as training_model
+from raydistill.training.batches import EncodedRow, pack
+from raydistill.training.losses import completion_loss_sum, scale_to_step
+from raydistill.training.model import check_packing, forward_packed, load_student
+from raydistill.training.steps import learning_rate_at
+from tests import tiny
+
+CPU = torch.device("cpu")
+ROWS = [EncodedRow("a", [5, 6, 7], [8, 9]), EncodedRow("b", [50], [60, 61, 62]), EncodedRow("c", [9] * 20, [1])]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return tiny.make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_logits_are_those_of_each_row_alone(model_dir, dtype):
+    model = load_student(model_dir, 4, 4, 0, dtype)
+    logits = forward_packed(model, pack(ROWS), dtype, CPU)
+    expected = torch.cat(
+        [
+            model(torch.tensor([row.prompt_tokens + row.response_tokens])).logits[0, len(row.prompt_tokens) - 1 : -1]
+            for row in ROWS
+        ]
+    ).float()
+    assert logits.dtype == torch.float32 and logits.shape == (6, tiny.VOCAB_SIZE)
+    torch.testing.assert_close(logits, expected, atol=1e-4 if dtype == "float32" else 0.3, rtol=0)
+    assert check_packing(model, ROWS, dtype, CPU) < (1e-3 if dtype == "float32" else 0.3)
+
+
+def test_packing_is_refused_when_rows_see_each_other(model_dir, monkeypatch):
+    model = load_student(model_dir, 4, 4, 0, "float32")
+    causal = training_model.block_mask
+    monkeypatch.setattr(training_model, "block_mask", lambda rows_T, dtype: causal(torch.zeros_like(rows_T), dtype))
+    with pytest.raises(TrainingError, match="micro_batch_size=1"):
+        check_packing(model, ROWS, "float32", CPU)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_student_trains_adapters_in_float32_and_freezes_the_base(model_dir, dtype):
+    model = load_student(model_dir, 4, 4, 7, dtype)
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert len(trained) == 28 and all("lora_" in name for name in trained)
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    frozen = [value for value in model.parameters() if not value.requires_grad]
+    assert {value.dtype for value in frozen} == {getattr(torch, dtype)}
+    again = load_student(model_dir, 4, 4, 7, dtype)
+    assert all(torch.equal(value, dict(again.named_parameters())[name]) for name, value in trained.items())
+
+
+def test_loss_counts_completion_tokens_only_and_fillers_are_zero():
+    logits = torch.randn(3, 11, requires_grad=True)
+    targets = torch.tensor([2, 5, 7])
+    loss = completion_loss_sum(logits, targets)
+    expected = -sum(logits.log_softmax(-1)[place, token] for place, token in enumerate(targets.tolist()))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert scale_to_step(loss, 6, 2).item() == pytest.approx(loss.item() / 3)
+    filler = completion_loss_sum(logits, torch.tensor([], dtype=torch.long))
+    filler.backward()
+    assert filler.item() == 0.0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    rates = [learning_rate_at(step, 10, 1.0, warmup_steps=2) for step in range(11)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert rates[3:] == pytest.approx([7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0.0])
+    assert learning_rate_at(0, 4, 1.0) == 1.0 and learning_rate_at(3, 4, 1.0) == 0.25

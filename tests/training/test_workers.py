@@ -1,0 +1,112 @@
+"""Steps on real worker processes: any number of them, and any ZeRO stage, is the same training."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from raydistill.training.batches import rows_of_step
+from tests import tiny
+from tests.training import workers
+
+WORLDS = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of results of 1, 2 and 3 workers; all resume from what two workers in stage 2 saved."""
+    folder = tmp_path_factory.mktemp("trained")
+    model_dir = tiny.make_tiny_model(folder / "base")
+    checkpoint = folder / "out" / "workers2-stage2" / "checkpoint"
+    workers.run_workers(workers.train_all_stages, 2, model_dir, str(folder / "out"), None)
+    for num_workers in (1, 3):
+        workers.run_workers(workers.train_all_stages, num_workers, model_dir, str(folder / "out"), str(checkpoint))
+    return folder
+
+
+def _folder(trained, num_workers: int, stage: int):
+    return trained / "out" / f"workers{num_workers}-stage{stage}"
+
+
+def _plain_gradients(model_dir: str) -> tuple[dict[str, torch.Tensor], float]:
+    """The first step by plain PEFT: row by row, no packing, no DeepSpeed."""
+    model = workers.make_student(model_dir)
+    rows = workers.make_rows()
+    step = [rows[index] for index in rows_of_step(workers._plan(), 0)]
+    losses, count = [], 0
+    for row in step:
+        tokens = torch.tensor([row.prompt_tokens + row.response_tokens])
+        logprobs = model(tokens).logits[0].log_softmax(-1)
+        for place, token in enumerate(row.response_tokens, start=len(row.prompt_tokens)):
+            losses.append(-logprobs[place - 1, token])
+            count += 1
+    loss = torch.stack(losses).sum() / count
+    loss.backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.requires_grad}, loss.item()
+
+
+@pytest.mark.parametrize("stage", workers.STAGES)
+@pytest.mark.parametrize("num_workers", WORLDS)
+def test_gradients_are_those_of_plain_peft_on_any_number_of_workers(trained, num_workers, stage):
+    expected, loss = _plain_gradients(str(trained / "base"))
+    found = load_file(_folder(trained, num_workers, stage) / "gradients.safetensors")
+    assert set(found) == set(expected) and len(found) == 28
+    assert max(value.abs().max() for value in expected.values()) > 1e-2
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5)
+    losses = json.loads((_folder(trained, num_workers, stage) / "losses.json").read_text())
+    assert losses["losses"][0] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", workers.STAGES)
+@pytest.mark.parametrize("num_workers", WORLDS)
+def test_losses_of_all_stages_and_worker_counts_agree(trained, num_workers, stage):
+    reference = json.loads((_folder(trained, 1, 0) / "losses.json").read_text())
+    found = json.loads((_folder(trained, num_workers, stage) / "losses.json").read_text())
+    assert len(found["losses"]) == workers.STEPS
+    assert found["losses"] == pytest.approx(reference["losses"], abs=2e-4)
+    assert found["validation"] == pytest.approx(reference["validation"], abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", workers.STAGES)
+@pytest.mark.parametrize("num_workers", WORLDS)
+def test_resuming_equals_an_undisturbed_run_when_workers_and_stage_change(trained, num_workers, stage):
+    undisturbed = load_file(_folder(trained, 2, 2) / "weights.safetensors")
+    resumed = load_file(_folder(trained, num_workers, stage) / "resumed.safetensors")
+    start = load_file(_folder(trained, 2, 2) / "checkpoint" / "adapter" / "adapter_model.safetensors")
+    assert set(resumed) == set(undisturbed)
+    for name, weight in resumed.items():
+        torch.testing.assert_close(weight, undisturbed[name], atol=2e-5, rtol=1e-4)
+    moved = [name for name, weight in start.items() if not torch.equal(weight, undisturbed[_in_peft(name)])]
+    assert len(moved) == len(start)
+    losses = json.loads((_folder(trained, 2, 2) / "losses.json").read_text())["losses"]
+    found = json.loads((_folder(trained, num_workers, stage) / "resumed.json").read_text())
+    assert found["step"] == workers.SAVED_AT
+    assert found["losses"] == pytest.approx(losses[workers.SAVED_AT :], abs=1e-5)
+
+
+def _in_peft(name: str) -> str:
+    return name.replace(".weight", ".default.weight")
+
+
+def test_saved_adapter_loads_in_plain_peft_when_training_wrote_it(trained):
+    adapter = _folder(trained, 2, 3) / "checkpoint" / "adapter"
+    assert sorted(file.name for file in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "base/as-written"
+    assert config["r"] == workers.RANK and config["lora_alpha"] == workers.ALPHA
+    assert set(config["target_modules"]) == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.float32}
+    base = AutoModelForCausalLM.from_pretrained(trained / "base")
+    tokens = torch.tensor([[5, 9, 200, 31]])
+    before = base(tokens).logits
+    loaded = PeftModel.from_pretrained(base, str(adapter))
+    weights = dict(loaded.named_parameters())
+    assert all(torch.equal(weights[_in_peft(name)], value) for name, value in tensors.items())
+    assert (loaded(tokens).logits - before).abs().max() > 1e-2
