@@ -79,7 +79,8 @@ def read_settings(argv: Sequence[str]) -> Settings:
         )
     found, sections = task.load(argv, classes, None)
     assert found is not None
-    return Settings(task=found, **sections)
+    tables: dict[str, Any] = dict(sections)
+    return Settings(task=found, **tables)
 
 
 def run(settings: Settings) -> dict[str, Any]:

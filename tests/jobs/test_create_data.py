@@ -225,7 +225,7 @@ def test_create_data_killed_in_the_middle_loses_and_doubles_nothing(tmp_path: Pa
         with pytest.raises(DatasetError, match="not finished"):
             read_examples(output)
 
-        start().communicate(timeout=150)
+        start().communicate(timeout=300)
         examples, manifest = read_examples(output)
         lines = [json.loads(line)["messages"] for line in storage.read_bytes(output).splitlines()]
     assert manifest is not None

@@ -244,3 +244,17 @@ def test_the_same_data_again_asks_nothing(world):
     assert time.monotonic() - started < 30, "no teacher may be started"
     assert manifest.counts["asked"] == 40
     assert manifest.counts["kept"] == world.report["counts"]["kept"]
+
+
+def test_more_than_the_cluster_can_ever_have_is_refused_with_both_numbers(world):
+    from jobs import train
+    from jobs.runtime import require
+    from raydistill.core.errors import CapacityError
+
+    started = time.monotonic()
+    config = world.settings.train.model_copy(update={"num_workers": 500, "seed": 1})
+    with pytest.raises(CapacityError, match=r"500 CPU.*has 12"):
+        train.run(config, world.settings.cluster)
+    with pytest.raises(CapacityError, match=r"3 GPU.*has 0"):
+        require("a job", gpus=3)
+    assert time.monotonic() - started < 20

@@ -20,6 +20,7 @@ from raydistill.registry.aliases import move_alias, read_aliases
 from raydistill.registry.publish import publish
 from raydistill.registry.resolve import promote, resolve
 from raydistill.registry.versions import list_versions, read_version
+from tests.jobs.moto_bucket import open_bucket
 
 
 def draft(**changes):
@@ -52,9 +53,16 @@ def adapter(tmp_path):
     return str(folder)
 
 
-@pytest.fixture
-def uri(tmp_path):
-    return str(tmp_path / "models" / "triage")
+@pytest.fixture(scope="module")
+def bucket():
+    with open_bucket("registry") as uri:
+        yield uri
+
+
+@pytest.fixture(params=["folder", "s3"])
+def uri(request, tmp_path):
+    root = str(tmp_path) if request.param == "folder" else f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
+    return f"{root}/models/triage"
 
 
 def test_publish_gives_the_next_number_and_reads_back_equal(uri, adapter):

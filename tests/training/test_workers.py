@@ -12,7 +12,7 @@ from raydistill.training.batches import rows_of_step
 from tests import tiny
 from tests.training import workers
 
-WORLDS = (1, 2, 3)
+CASES = [(num_workers, stage) for num_workers, stages in workers.STAGES.items() for stage in stages]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,7 @@ def _plain_gradients(model_dir: str) -> tuple[dict[str, torch.Tensor], float]:
     return {name: value.grad for name, value in model.named_parameters() if value.requires_grad}, loss.item()
 
 
-@pytest.mark.parametrize("stage", workers.STAGES)
-@pytest.mark.parametrize("num_workers", WORLDS)
+@pytest.mark.parametrize(("num_workers", "stage"), CASES)
 def test_gradients_are_those_of_plain_peft_on_any_number_of_workers(trained, num_workers, stage):
     expected, loss = _plain_gradients(str(trained / "base"))
     found = load_file(_folder(trained, num_workers, stage) / "gradients.safetensors")
@@ -61,8 +60,7 @@ def test_gradients_are_those_of_plain_peft_on_any_number_of_workers(trained, num
     assert losses["losses"][0] == pytest.approx(loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", workers.STAGES)
-@pytest.mark.parametrize("num_workers", WORLDS)
+@pytest.mark.parametrize(("num_workers", "stage"), CASES)
 def test_losses_of_all_stages_and_worker_counts_agree(trained, num_workers, stage):
     reference = json.loads((_folder(trained, 1, 0) / "losses.json").read_text())
     found = json.loads((_folder(trained, num_workers, stage) / "losses.json").read_text())
@@ -71,8 +69,7 @@ def test_losses_of_all_stages_and_worker_counts_agree(trained, num_workers, stag
     assert found["validation"] == pytest.approx(reference["validation"], abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", workers.STAGES)
-@pytest.mark.parametrize("num_workers", WORLDS)
+@pytest.mark.parametrize(("num_workers", "stage"), CASES)
 def test_resuming_equals_an_undisturbed_run_when_workers_and_stage_change(trained, num_workers, stage):
     undisturbed = load_file(_folder(trained, 2, 2) / "weights.safetensors")
     resumed = load_file(_folder(trained, num_workers, stage) / "resumed.safetensors")

@@ -13,7 +13,7 @@ from raydistill.training.batches import EncodedRow, plan_steps, rows_of_step
 
 SEED, RANK, ALPHA, RATE = 3, 4, 8, 0.01
 STEPS, SAVED_AT = 4, 2
-STAGES = (0, 1, 2, 3)
+STAGES = {1: (0, 3), 2: (0, 1, 2, 3), 3: (2, 3)}  # by number of workers
 
 
 def make_rows(count: int = 16) -> list[EncodedRow]:
@@ -63,8 +63,8 @@ def _enter(rank: int, num_workers: int, port: int, function, args) -> None:
 
 
 def train_all_stages(rank: int, num_workers: int, model_dir: str, out: str, resume_from: str | None) -> None:
-    """For every ZeRO stage: the first step's gradients, the losses and the last weights, and a resumed run's."""
-    for stage in STAGES:
+    """For each ZeRO stage: the first step's gradients, the losses and the last weights, and a resumed run's."""
+    for stage in STAGES[num_workers]:
         folder = Path(out) / f"workers{num_workers}-stage{stage}"
         folder.mkdir(parents=True, exist_ok=True)
         _train(rank, num_workers, model_dir, stage, folder)

@@ -1,0 +1,51 @@
+"""Bad input of the whole route: told at once, with status 2, and nothing is started or written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import distill
+from raydistill.core.errors import ConfigError, NotFoundError
+from tests.conftest import write_tiny_task
+
+
+@pytest.fixture(scope="module")
+def task_file(tmp_path_factory):
+    return write_tiny_task(tmp_path_factory.mktemp("bad"), 8000)
+
+
+def test_all_faults_are_told_at_once_with_status_2_and_nothing_written(task_file):
+    argv = ["create_data.num_exampels=20", "train.zero_stage=7", "teacher.dtype=int3", "evaluat.num_queries=1"]
+    command = [sys.executable, "-m", "jobs.distill", str(task_file), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2
+    for said in ("num_exampels", "num_examples", "zero_stage", "dtype", "evaluat", "evaluate"):
+        assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (task_file.parent / "storage").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "said"),
+    [
+        ("create_data.num_examples=4000", ConfigError, "4000"),
+        ("evaluate.num_queries=70", ConfigError, "held out"),
+        ("task.queries=nowhere.jsonl", ConfigError, "nowhere.jsonl"),
+        ("task.prompt=nowhere.md", ConfigError, "nowhere.md"),
+        ("task.teacher_model=./no-such-folder", NotFoundError, "no-such-folder"),
+        ("task.student_model=./no-such-folder", NotFoundError, "no-such-folder"),
+        ("train.output_dir=elsewhere/tiny", ConfigError, "output_dir"),
+    ],
+)
+def test_what_is_missing_is_found_before_ray_starts(task_file, monkeypatch, argument, error, said):
+    monkeypatch.setattr(distill, "connect", lambda _: pytest.fail("Ray was started"))
+    with pytest.raises(error, match=said):
+        distill.main([str(task_file), argument])
+    assert not (task_file.parent / "storage").exists()
+
+
+def test_a_task_file_is_needed():
+    with pytest.raises(ConfigError, match="task file"):
+        distill.read_settings(["create_data.num_examples=3"])

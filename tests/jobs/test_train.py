@@ -1,0 +1,145 @@
+"""jobs.train over the real parts: from a .jsonl to a published version; bad input starts nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from jobs import train
+from jobs.runtime import ClusterConfig, connect, disconnect
+from raydistill.core.errors import ConfigError, DatasetError, NotFoundError
+from raydistill.core.models import model_revision
+from raydistill.registry.check import check_version
+from raydistill.registry.fetch import fetch_version
+from raydistill.registry.versions import list_versions
+from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
+from raydistill.training.config import TrainConfig
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return tiny.make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    ours = not ray.is_initialized()
+    connect(ClusterConfig.model_validate({"object_store_mib": 100}))
+    yield
+    if ours:
+        disconnect(ClusterConfig.model_validate({}))
+
+
+def _write_data(path: Path, count: int = 40) -> Path:
+    answers = ["billing", "returns", "shipping"]
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"My order {i} is late."},
+                {"role": "assistant", "content": answers[i % 3]},
+            ]
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def _config(model_dir: str, folder: Path, **changes) -> TrainConfig:
+    values = {
+        "data_file": str(_write_data(folder / "desk.jsonl")),
+        "student_model": model_dir,
+        "output_dir": str(folder / "models" / "desk"),
+        "learning_rate": 0.01,
+        "lora_rank": 4,
+        "num_epochs": 8,
+    }
+    return TrainConfig.model_validate({**values, **changes})
+
+
+def test_version_is_published_once_when_trained_twice(cluster, model_dir, tmp_path):
+    config = _config(model_dir, tmp_path)
+    seen = []
+    version = train.run(config, on_progress=lambda *progress: seen.append(progress[:2]))
+    assert version.label == "v0001" and version.name == "desk" and version.base_model == model_dir
+    assert version.base_revision == model_revision(model_dir) and version.verifiable and len(version.probe) == 16
+    tokenizer = load_tokenizer(model_dir)
+    assert version.tokenizer == tokenizer_digest(tokenizer)
+    assert version.template_digest == get_renderer("chat", tokenizer).template_digest
+    assert version.lora["rank"] == version.lora["alpha"] == 4 and version.lora["modules"] == 14
+    assert version.metrics["rows"] == {"train": 32, "validation": 8, "too_long": 0}
+    assert version.metrics["steps"] == 32 and seen[-1] == (32, 32)
+    assert version.metrics["validation_loss_nats"] < 0.5 * version.metrics["validation_loss_nats_before"]
+    folder = fetch_version(config.output_dir, version, tmp_path / "fetched")
+    check_version(version, folder, model_dir, max_rank=4)
+    assert len(load_file(Path(folder) / "adapter_model.safetensors")) == 28
+    run_dir = tmp_path / "runs" / "desk" / version.metrics["run_id"]
+    assert (run_dir / "metrics.jsonl").exists() and (run_dir / "loss.png").exists()
+    assert train.run(config) == version
+    assert list_versions(config.output_dir) == [version]
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(model_dir, tmp_path):
+    config = _config(model_dir, tmp_path, max_length=48)
+    path = Path(config.data_file)
+    long_line = {
+        "messages": [{"role": "user", "content": "word " * 60}, {"role": "assistant", "content": "billing"}],
+    }
+    path.write_text(path.read_text() + json.dumps(long_line) + "\n")
+    rows = train.read_rows(config, train.check_model(config))
+    assert rows.too_long == 1 and len(rows.train) + len(rows.validation) == 40
+    assert all(row.num_tokens <= 48 for row in rows.train)
+    tiny_limit = config.model_copy(update={"max_length": 3})
+    with pytest.raises(DatasetError, match="no row of at most 3 tokens"):
+        train.read_rows(tiny_limit, train.check_model(tiny_limit))
+
+
+def test_some_rows_show_the_plain_query_when_raw_fraction_is_set(model_dir, tmp_path):
+    config = _config(model_dir, tmp_path, raw_fraction=0.3)
+    student = train.check_model(config)
+    rows = train.read_rows(config, student)
+    start = student.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    raw = [row for row in rows.train + rows.validation if start not in row.prompt_tokens]
+    assert 4 <= len(raw) <= 20
+    assert student.tokenizer.decode(raw[0].prompt_tokens).startswith("My order ")
+    assert {row.response_tokens[-1] for row in rows.train} == {student.tokenizer.eos_token_id}
+    no_raw = train.read_rows(config.model_copy(update={"raw_fraction": 0.0}), student)
+    assert all(start in row.prompt_tokens for row in no_raw.train)
+
+
+def test_default_places_follow_from_the_data_file_and_models_folder():
+    config = TrainConfig.model_validate({"data_file": "data/analyst.jsonl", "student_model": "m"})
+    assert train.find_output(config) == str(Path.cwd() / "models" / "analyst")
+    assert train._default_log_path("s3://b/root/models/desk", "abc") == "s3://b/root/runs/desk/abc"
+    assert train._default_log_path("s3://b/adapters/desk", "abc") == "s3://b/adapters/runs/desk/abc"
+    with pytest.raises(ConfigError, match="no usable name"):
+        train.find_output(config.model_copy(update={"output_dir": "models/-x y"}))
+
+
+def test_unknown_model_or_data_is_refused_before_anything_starts(model_dir, tmp_path):
+    with pytest.raises(NotFoundError, match="no-such"):
+        train.run(_config(model_dir, tmp_path, student_model=str(tmp_path / "no-such")))
+    with pytest.raises(NotFoundError, match=r"missing\.jsonl"):
+        train.run(_config(model_dir, tmp_path, data_file=str(tmp_path / "missing.jsonl")))
+    few = _config(model_dir, tmp_path, data_file=str(_write_data(tmp_path / "few.jsonl", 6)))
+    with pytest.raises(DatasetError, match="fewer than one batch of 8"):
+        train.run(few)
+    assert not (tmp_path / "models").exists() and not (tmp_path / "runs").exists()
+
+
+def test_command_ends_with_status_2_and_names_every_fault_when_the_input_is_bad(tmp_path):
+    arguments = ["data_file=x.jsonl", "student_model=y", "lora_rnak=8", "zero_stage=4", "num_epochs=0", "dtype=half"]
+    command = [sys.executable, "-m", "jobs.train", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    for part in ("lora_rnak", "did you mean lora_rank?", "zero_stage", "num_epochs", "dtype", "4 faults"):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
