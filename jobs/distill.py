@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raydistill.training.config import TrainConfig
-
 from jobs import create_data, evaluate, task, train
 from jobs.create_data import CreateDataConfig
 from jobs.progress import show_stage
@@ -31,6 +29,7 @@ from raydistill.evaluation.config import EvaluateConfig
 from raydistill.queries.read import read_queries
 from raydistill.queries.split import split_queries
 from raydistill.registry.aliases import move_alias
+from raydistill.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from raydistill.evaluation.reference import Reference

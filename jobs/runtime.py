@@ -41,6 +41,7 @@ def connect(config: ClusterConfig) -> None:
     """Connect to the cluster, or start a local one."""
     import ray
 
+    _quiet_libraries()
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
@@ -49,6 +50,8 @@ def connect(config: ClusterConfig) -> None:
     if address:
         ray.init(address=address, runtime_env=env, **quiet)
         return
+    # Ray starts as many workers at once as there are cores, and warns of each further one: replicas only wait.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(config.num_cpus))
     ray.init(
         num_cpus=config.num_cpus,
         object_store_memory=config.object_store_mib * 2**20,
@@ -56,6 +59,19 @@ def connect(config: ClusterConfig) -> None:
         runtime_env=env,
         **quiet,
     )
+
+
+def _quiet_libraries() -> None:
+    """Say nothing of what works: RAYDISTILL_RAY_LOGS=1 brings the libraries' own lines back."""
+    if os.environ.get("RAYDISTILL_RAY_LOGS"):
+        return
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("ray.serve", "ray.data", "ray.train", "ray.llm", "ray._private", "vllm", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _python_path() -> str:
@@ -110,9 +126,7 @@ def run_main(main: Callable[[list[str]], Any]) -> None:
 
     0: done. 2: bad input, nothing was started or written. 1: it failed on the way.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "botocore", "ray", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logging()
     try:
         main(sys.argv[1:])
     except BAD_INPUT as error:
@@ -121,6 +135,21 @@ def run_main(main: Callable[[list[str]], Any]) -> None:
     except RaydistillError as error:
         print(f"error: {_text(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def set_up_logging() -> None:
+    """Let our own rooms speak on standard error, one line a record, and the libraries only when something is wrong.
+
+    Ours get a handler of their own, because importing ray.serve.llm turns the root logger's lines into JSON.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    for name in ("raydistill", "jobs", "__main__"):
+        ours = logging.getLogger(name)
+        ours.handlers, ours.propagate = [handler], False
+        ours.setLevel(logging.INFO)
+    for name in ("httpx", "botocore", "filelock", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _text(error: BaseException) -> str:
