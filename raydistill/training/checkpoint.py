@@ -102,13 +102,31 @@ def load_moments(engine: Any, step: int, folder: Path) -> None:
 
     moments = load_file(folder / OPTIMIZER)
     for name, parameter in _trained(engine):
-        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty tensor in its place
         for moment in MOMENTS:
-            value = moments[f"{name}/{moment}"].reshape(shape).to(engine.device)
+            value = moments[f"{name}/{moment}"].to(engine.device)
             if engine.zero_optimization_stage() == 0:
-                engine.basic_optimizer.state[parameter][moment].copy_(value)
+                engine.basic_optimizer.state[parameter][moment].copy_(value.reshape(parameter.shape))
+            elif engine.zero_optimization_stage() == 3:
+                _set_own_part(parameter, moment, value)
             else:
-                safe_set_full_optimizer_state(parameter, value, moment)
+                safe_set_full_optimizer_state(parameter, value.reshape(parameter.shape), moment)
     for state in engine.basic_optimizer.state.values():
         if "step" in state:
             state["step"].fill_(step)
+
+
+def _set_own_part(parameter: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
+    """Set this worker's part of a moment under ZeRO-3.
+
+    DeepSpeed's own setter of whole tensors fails where the number of workers does not divide the number of elements,
+    because it forgets the padding of the last part (seen in 0.19.8 with three workers).
+    """
+    from deepspeed.utils import safe_get_local_optimizer_state, safe_set_local_optimizer_state
+
+    own = safe_get_local_optimizer_state(parameter, moment)
+    assert own is not None
+    first = torch.distributed.get_rank() * own.numel()
+    part = torch.zeros_like(own)
+    filled = value[first : first + own.numel()]
+    part[: filled.numel()] = filled
+    safe_set_local_optimizer_state(parameter, part, moment)

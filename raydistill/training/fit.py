@@ -16,8 +16,9 @@ from raydistill.core.uris import absolute, join
 from raydistill.training.batches import EncodedRow, plan_steps, rows_digest
 from raydistill.training.config import TrainConfig
 from raydistill.training.curve import draw_curve
-from raydistill.training.job import Job, run_worker
+from raydistill.training.job import Job
 from raydistill.training.rundir import claim_run, read_metrics, write_rows
+from raydistill.training.worker import run_worker
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint, Result

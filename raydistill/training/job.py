@@ -1,7 +1,6 @@
-"""What a worker must know, and its entry; light, because the driver imports it too."""
+"""What a worker must know; light, because the driver imports it too."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from raydistill.training.batches import Plan
 
@@ -37,10 +36,3 @@ class Job:
     zero_stage: int
     checkpoint_every: int
     threads: int
-
-
-def run_worker(settings: dict[str, Any]) -> None:
-    """Train: Ray Train calls this on every worker with the same {"job": Job}."""
-    from raydistill.training.loop import train
-
-    train(settings["job"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from raydistill.core.errors import TrainingError
@@ -23,9 +24,19 @@ PACKING_TOLERANCE = {"float32": 1e-2, "bfloat16": 1.0}
 def load_student(model_dir: str, rank: int, alpha: int, seed: int, dtype: str) -> PeftModel:
     """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed."""
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], attn_implementation="sdpa")
-    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    targets = linear_layers(base)
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
     torch.manual_seed(seed)
     return get_peft_model(base, lora, autocast_adapter_dtype=True)  # pyright: ignore[reportReturnType]
+
+
+def linear_layers(base: Any) -> list[str]:
+    """Return the last names of all linear layers but the head: PEFT's "all-linear" would list every full name."""
+    head = base.get_output_embeddings()
+    modules = base.named_modules()
+    return sorted(
+        {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear) and module is not head}
+    )
 
 
 def block_mask(rows_T: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

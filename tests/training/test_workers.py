@@ -31,9 +31,10 @@ def _folder(trained, num_workers: int, stage: int):
     return trained / "out" / f"workers{num_workers}-stage{stage}"
 
 
-def _plain_gradients(model_dir: str) -> tuple[dict[str, torch.Tensor], float]:
-    """The first step by plain PEFT: row by row, no packing, no DeepSpeed."""
-    model = workers.make_student(model_dir)
+@pytest.fixture(scope="module")
+def plain(trained) -> tuple[dict[str, torch.Tensor], float]:
+    """Gradients and loss of the first step by plain PEFT: row by row, no packing, no DeepSpeed."""
+    model = workers.make_student(str(trained / "base"))
     rows = workers.make_rows()
     step = [rows[index] for index in rows_of_step(workers._plan(), 0)]
     losses, count = [], 0
@@ -49,8 +50,8 @@ def _plain_gradients(model_dir: str) -> tuple[dict[str, torch.Tensor], float]:
 
 
 @pytest.mark.parametrize(("num_workers", "stage"), CASES)
-def test_gradients_are_those_of_plain_peft_on_any_number_of_workers(trained, num_workers, stage):
-    expected, loss = _plain_gradients(str(trained / "base"))
+def test_gradients_are_those_of_plain_peft_on_any_number_of_workers(trained, plain, num_workers, stage):
+    expected, loss = plain
     found = load_file(_folder(trained, num_workers, stage) / "gradients.safetensors")
     assert set(found) == set(expected) and len(found) == 28
     assert max(value.abs().max() for value in expected.values()) > 1e-2

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import warnings
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ def _enter(rank: int, num_workers: int, port: int, function, args) -> None:
         "WORLD_SIZE": str(num_workers),
     }
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=num_workers)
     try:
         function(rank, num_workers, *args)
