@@ -22,7 +22,7 @@ from raydistill.client.service import ServiceClient
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError
 from raydistill.core.prompts import load_prompt
-from raydistill.core.records import Manifest, Query
+from raydistill.core.records import Manifest, Query, to_json
 from raydistill.core.uris import absolute, is_remote, join
 from raydistill.engine.config import EngineConfig
 from raydistill.evaluation.config import EvaluateConfig
@@ -95,6 +95,7 @@ def run(settings: Settings) -> dict[str, Any]:
         connect(settings.cluster)
         require("distill", cpus=_logical_cpus(settings))
         base_url = start_http(settings.cluster)
+    _keep_prompt(settings.task)
     manifest, reference = _ask_teacher(settings, asked, clock)
     with clock.stage("train"):
         version = train.run(settings.train, cluster=settings.cluster)
@@ -134,6 +135,13 @@ def _check_input(settings: Settings) -> list[Query]:
     create_data.make_plan(settings.create_data, asked)
     train.check_model(settings.train)
     return asked
+
+
+def _keep_prompt(task_config: task.TaskConfig) -> None:
+    """Write P below ROOT/prompts under its digest, by which datasets and versions name it."""
+    prompt = load_prompt(task_config.prompt)
+    place = join(absolute(task_config.storage), "prompts", task_config.name, f"{prompt.digest}.json")
+    storage.write_bytes(place, to_json(prompt).encode())
 
 
 def _logical_cpus(settings: Settings) -> int:

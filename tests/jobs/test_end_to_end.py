@@ -113,6 +113,8 @@ def test_adapter_loads_in_plain_peft(world):
 
 def test_aliases_point_to_the_version(world):
     uri = world.settings.models_uri
+    kept = Path(world.settings.task.storage) / "prompts/tiny" / f"{read_version(uri, 'v0001').prompt_digest}.json"
+    assert json.loads(kept.read_text())["messages"] == load_prompt(world.settings.task.prompt).messages
     assert read_aliases(uri).mapping == {"candidate": "v0001", "final": "v0001"}
     assert read_version(uri, "v0001").verifiable
     assert math.isfinite(read_version(uri, "v0001").metrics["validation_loss"])
