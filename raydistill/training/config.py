@@ -43,7 +43,7 @@ class TrainConfig(Section):
     """Examples of more tokens are left out, counted; by default what the student can read."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of the frozen base's weights and of matrix products; adapters and optimizer are float32 always.
-    By default bfloat16 on GPUs and float32 on CPUs."""
+    By default bfloat16 on GPUs and on CPUs that have units for it, else float32."""
 
     num_workers: int = Field(2, ge=1)
     use_gpu: bool | None = None

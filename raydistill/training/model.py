@@ -16,9 +16,9 @@ from raydistill.training.batches import EncodedRow, Packed, pack
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# float32: packed and lone logits of SmolLM2-135M differ by 1e-4 where packing works, by 10 and more where it does not;
-# bfloat16 rounds each to 8 bits, so its bound is wider.
-PACKING_TOLERANCE = {"float32": 1e-2, "bfloat16": 1.0}
+# Mean absolute difference of packed and lone logits. SmolLM2-135M has 2e-6 in float32 and 0.04 in bfloat16, which
+# rounds to 8 bits; where rows see each other it has 1.5.
+PACKING_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.3}
 
 
 def load_student(model_dir: str, rank: int, alpha: int, seed: int, dtype: str) -> PeftModel:
@@ -33,10 +33,8 @@ def load_student(model_dir: str, rank: int, alpha: int, seed: int, dtype: str) -
 def linear_layers(base: Any) -> list[str]:
     """Return the last names of all linear layers but the head: PEFT's "all-linear" would list every full name."""
     head = base.get_output_embeddings()
-    modules = base.named_modules()
-    return sorted(
-        {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear) and module is not head}
-    )
+    layers = [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return sorted({name.rpartition(".")[2] for name in layers})
 
 
 def block_mask(rows_T: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -67,7 +65,7 @@ def forward_packed(model: Any, packed: Packed, dtype: str, device: torch.device)
 
 @torch.no_grad()
 def check_packing(model: Any, rows: Sequence[EncodedRow], dtype: str, device: torch.device) -> float:
-    """Return the largest difference between packed and lone logits of a few rows.
+    """Return the mean absolute difference between packed and lone logits of a few rows.
 
     Raises:
         TrainingError: the model mixes rows of one packed sequence.
@@ -75,10 +73,10 @@ def check_packing(model: Any, rows: Sequence[EncodedRow], dtype: str, device: to
     rows = list(rows)
     together = forward_packed(model, pack(rows), dtype, device)
     alone = torch.cat([forward_packed(model, pack([row]), dtype, device) for row in rows])
-    difference = (together - alone).abs().max().item()
+    difference = (together - alone).abs().mean().item()
     if not difference <= PACKING_TOLERANCE[dtype]:
         raise TrainingError(
-            f"This student mixes the rows of a packed sequence (logits differ by {difference:.3g}, allowed are "
-            f"{PACKING_TOLERANCE[dtype]}). Train it with micro_batch_size=1."
+            f"This student mixes the rows of a packed sequence: logits differ by {difference:.3g} on average, "
+            f"allowed are {PACKING_TOLERANCE[dtype]}. Train it with micro_batch_size=1."
         )
     return difference

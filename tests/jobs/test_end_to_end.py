@@ -117,7 +117,7 @@ def test_aliases_point_to_the_version(world):
     assert json.loads(kept.read_text())["messages"] == load_prompt(world.settings.task.prompt).messages
     assert read_aliases(uri).mapping == {"candidate": "v0001", "final": "v0001"}
     assert read_version(uri, "v0001").verifiable
-    assert math.isfinite(read_version(uri, "v0001").metrics["validation_loss"])
+    assert math.isfinite(read_version(uri, "v0001").metrics["validation_loss_nats"])
 
 
 def test_sample_names_the_exact_version(world):
@@ -211,7 +211,7 @@ def test_versions_are_swapped_and_bad_ones_refused_under_way(world):
         for point in version_from_json(record.read_bytes()).probe
     ]
     storage.write_bytes(str(record), _with_probe(record.read_bytes(), probe))
-    for bad, reason in ((broken, "sha256"), (wrong, "probe")):
+    for bad, reason in ((broken, "SHA-256"), (wrong, "probe")):
         move_alias(uri, "final", bad.label)
         label = f"tiny/{bad.label}"
         _wait(lambda label=label: label in _status(world)["refused"], f"the refusal of {label}")
