@@ -41,7 +41,7 @@ class StudentServer(TokenServer):
             await asyncio.sleep(poll_seconds)
             try:
                 await self._table.refresh()
-            except Exception:
+            except Exception:  # the poll must outlive any fault: the old versions go on serving
                 logger.exception("following the aliases failed; trying again in %s s", poll_seconds)
 
     async def check_health(self) -> None:
