@@ -49,7 +49,10 @@ def engine(tmp_path_factory):
     model_dir = tiny.make_tiny_model(folder / "base", dtype="float32")
     peft = [_make_adapter(model_dir, folder / f"adapter{seed}", seed) for seed in (1, 2)]
     config = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=16, max_loras=1, max_lora_rank=8)
-    args = vllm_args(config, on_gpu=False, lora=True) | {"max_loras": 2}  # two adapters, two slots: none to spare
+    args = vllm_args(config, on_gpu=False, lora=True) | {
+        "max_loras": 2,  # two adapters, two slots: none to spare
+        "max_num_batched_tokens": 128,  # longer prompts are cut in chunks
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -126,3 +129,20 @@ def test_probe_scores_are_the_asked_tokens(engine):
         want = base(torch.tensor([row.tokens])).logits[0, -1].log_softmax(-1)[17]
     assert result.scores[0][0] == pytest.approx(float(want), abs=1e-3)
     assert dataclasses.asdict(result)["finish_reason"] == "length"
+
+
+def test_a_seed_survives_a_prompt_in_chunks(engine):
+    """Without our patch the engine dies here; the second time the prompt comes from the cache, in one chunk."""
+    from vllm import TokensPrompt
+
+    from raydistill.core.records import TokenRequest
+    from raydistill.engine.server import sampling_params
+
+    prompt = [5 + index % 300 for index in range(200)]
+    row = TokenRequest(tokens=prompt, max_tokens=TOKENS, temperature=1.0, seed=11, ignore_eos=True)
+    llm = engine[0]
+    chunked, cached = (
+        llm.generate([TokensPrompt(prompt_token_ids=prompt)], sampling_params(row), use_tqdm=False)[0] for _ in range(2)
+    )
+    assert chunked.num_cached_tokens < 72 <= cached.num_cached_tokens
+    assert chunked.outputs[0].token_ids == cached.outputs[0].token_ids
