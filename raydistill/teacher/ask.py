@@ -121,7 +121,7 @@ class AskTeacher:
                 response.cancel()
                 error = f"no answer within {self._settings.timeout_seconds:g} s"
             except (RayError, RayServeException) as failure:
-                error = f"{type(failure).__name__}: {failure}"
+                error = describe_failure(failure)
             else:
                 if result.error is None and result.finish_reason != "error":
                     return result
@@ -157,6 +157,13 @@ def read_context_tokens(handle: DeploymentHandle, timeout_seconds: float = 60.0)
         return handle.info.remote().result(timeout_s=timeout_seconds)["max_model_len"]
     except (TimeoutError, RayError, RayServeException) as error:
         raise ServiceError(f"the teacher does not answer ({type(error).__name__}: {error}). Is it running?") from error
+
+
+def describe_failure(failure: Exception) -> str:
+    """Return one line on what went wrong in the teacher: the cause, not Ray's traceback with its colours."""
+    cause = getattr(failure, "cause", None) or failure
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1]}" if lines else type(cause).__name__
 
 
 def failed_result(tokens: list[int], error: str, finish_reason: str, latency_seconds: float = 0.0) -> TokenResult:
