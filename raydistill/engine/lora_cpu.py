@@ -10,8 +10,6 @@ Axes: N tokens of the batch, I inputs, O outputs, R rank, S adapter slots.
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from raydistill.engine import seeds_cpu
-
 Group = tuple[int, torch.Tensor | None]  # adapter slot; its rows, or None for all of them
 
 
@@ -19,7 +17,6 @@ def register() -> None:
     """Make vLLM's CPU platform use the grouped path; other platforms are left alone. May run more than once."""
     from vllm.platforms import current_platform
 
-    seeds_cpu.register()  # vLLM calls one plugin of ours in each of its processes
     if current_platform.is_cpu():
         name = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
         setattr(type(current_platform), "get_punica_wrapper", classmethod(lambda _cls: name))  # noqa: B010

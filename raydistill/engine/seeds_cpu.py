@@ -3,6 +3,7 @@
 vLLM samples a token after every chunk of a prompt and throws it away unless the prompt is complete; it then winds
 the request's generator back by an offset, which CPU generators do not have: the whole engine dies. Here the
 generator's state is kept before sampling and put back, so a seed gives the same answer however a prompt was cut.
+Registered through the entry point `vllm.general_plugins`.
 """
 
 from typing import Any
