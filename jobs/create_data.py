@@ -196,6 +196,11 @@ def find_missing(plan: Plan, retry_failed: bool) -> list[tuple[AskRow, int]]:
     ]
 
 
+def is_answered(config: CreateDataConfig, queries: list[Query]) -> bool:
+    """Return whether `run` would ask nothing."""
+    return not find_missing(make_plan(config, queries), config.retry_failed)
+
+
 def _check_length(plan: Plan, config: CreateDataConfig, engine: EngineConfig) -> None:
     """Refuse a P that leaves the teacher no room to answer even the shortest query."""
     shortest = min(plan.rows, key=lambda row: sum(len(message["content"]) for message in row.query.messages))

@@ -29,6 +29,7 @@ from raydistill.evaluation.config import EvaluateConfig
 from raydistill.queries.read import read_queries
 from raydistill.queries.split import split_queries
 from raydistill.registry.aliases import move_alias
+from raydistill.registry.resolve import promote
 from raydistill.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def run(settings: Settings) -> dict[str, Any]:
     with ServiceClient(url) as service:
         ask = evaluate.ask_over_http(service, version.base_model)
         report = evaluate.run(config, settings.task, ask, reference, facts)
-    move_alias(settings.models_uri, "final", version.label)
+    promote(settings.models_uri, "final", version.label)
     wait_for_version(url, f"{settings.task.name}/final", version)
     return report
 
@@ -152,7 +153,14 @@ def _logical_cpus(settings: Settings) -> int:
 
 
 def _ask_teacher(settings: Settings, asked: list[Query], clock: Clock) -> "tuple[Manifest, Reference]":
-    """Create the data and collect the teacher's answers on held-out queries; the teacher is up only here."""
+    """Create the data and collect the teacher's answers on held-out queries; the teacher is up only here.
+
+    Where an earlier run has both already, no teacher is started.
+    """
+    reference, differing = evaluate.find_reference(settings.evaluate, settings.task)
+    if reference is not None and not differing and create_data.is_answered(settings.create_data, asked):
+        with clock.stage("create_data"):
+            return create_data.run(settings.create_data, queries=asked), reference
     from raydistill.teacher import app
 
     with clock.stage("teacher_start"), show_stage("teacher: starting"):

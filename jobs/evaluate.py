@@ -22,17 +22,24 @@ from raydistill.core import storage
 from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
 from raydistill.core.models import model_revision, resolve_model
 from raydistill.core.prompts import load_prompt
-from raydistill.core.records import TokenRequest, TokenResult, Usage
+from raydistill.core.records import Query, TokenRequest, TokenResult, Usage
 from raydistill.core.uris import absolute, join
 from raydistill.evaluation.config import EvaluateConfig
 from raydistill.evaluation.evaluate import Subject, evaluate
-from raydistill.evaluation.reference import Ask, Reference, collect_reference, read_reference, write_reference
+from raydistill.evaluation.reference import (
+    Ask,
+    Reference,
+    collect_reference,
+    describe_asking,
+    read_reference,
+    write_reference,
+)
 from raydistill.evaluation.report import report_table, write_report
 from raydistill.queries.read import read_queries
 from raydistill.queries.split import split_queries
 from raydistill.registry.fetch import fetch_version
 from raydistill.registry.resolve import resolve
-from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
+from raydistill.renderers import Renderer, get_renderer, load_tokenizer, tokenizer_digest
 from raydistill.types import ModelInput, SampledSequence, SamplingParams
 
 RESULT_TIMEOUT_SECONDS = 600
@@ -102,17 +109,51 @@ def get_reference(config: EvaluateConfig, task: TaskConfig) -> Reference:
 
     Raises:
         NotFoundError: none is saved and no teacher is named.
+        ConfigError: the saved one was asked in another way and no teacher is named.
     """
-    place = reference_uri(task)
-    if storage.exists(place):
-        return read_reference(place)
-    if config.teacher_url is None:
+    saved, differing = find_reference(config, task)
+    if saved is not None and not differing:
+        return saved
+    if config.teacher_url is not None:
+        with ServiceClient(config.teacher_url) as service:
+            return collect(config, task, ask_over_http(service, task.teacher_model))
+    remedy = "Run jobs.distill, which saves them, or name a running teacher with teacher_url=http://..."
+    if saved is None:
         raise NotFoundError(
-            f"{place} does not exist: the teacher's answers on held-out queries are needed. Run jobs.distill, which "
-            f"saves them, or name a running teacher with teacher_url=http://..."
+            f"{reference_uri(task)} does not exist: the teacher's answers on held-out queries are needed. {remedy}"
         )
-    with ServiceClient(config.teacher_url) as service:
-        return collect(config, task, ask_over_http(service, task.teacher_model))
+    raise ConfigError(
+        f"{reference_uri(task)} holds the teacher's answers for another {', '.join(differing)}; they are never mixed. "
+        f"Put that back, or have them asked again. {remedy}"
+    )
+
+
+def find_reference(config: EvaluateConfig, task: TaskConfig) -> tuple[Reference | None, list[str]]:
+    """Return the saved reference (None: there is none) and the names of the settings with which it was not asked."""
+    place = reference_uri(task)
+    if not storage.exists(place):
+        return None, []
+    saved = read_reference(place)
+    _, teacher = _load_teacher(task)
+    asking = describe_asking(config, _held_out(task), load_prompt(task.prompt), teacher)
+    return saved, [name for name, value in asking.items() if saved.asked.get(name) != value]
+
+
+def _load_teacher(task: TaskConfig) -> tuple[Renderer, dict[str, str]]:
+    """Return the teacher's renderer and what identifies the teacher."""
+    model_dir = resolve_model(task.teacher_model)
+    tokenizer = load_tokenizer(model_dir)
+    renderer = get_renderer("chat", tokenizer)
+    return renderer, {
+        "model": task.teacher_model,
+        "revision": model_revision(model_dir),
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+        "template_digest": renderer.template_digest,
+    }
+
+
+def _held_out(task: TaskConfig) -> list[Query]:
+    return split_queries(read_queries(task.queries))[1]
 
 
 def collect(config: EvaluateConfig, task: TaskConfig, ask: Ask) -> Reference:
@@ -123,17 +164,8 @@ def collect(config: EvaluateConfig, task: TaskConfig, ask: Ask) -> Reference:
         task: the `[task]` table.
         ask: asks the teacher; P is in the rows.
     """
-    model_dir = resolve_model(task.teacher_model)
-    tokenizer = load_tokenizer(model_dir)
-    renderer = get_renderer("chat", tokenizer)
-    teacher = {
-        "model": task.teacher_model,
-        "revision": model_revision(model_dir),
-        "tokenizer_digest": tokenizer_digest(tokenizer),
-        "template_digest": renderer.template_digest,
-    }
-    _, held_out = split_queries(read_queries(task.queries))
-    reference = collect_reference(config, ask, held_out, load_prompt(task.prompt), renderer, teacher)
+    renderer, teacher = _load_teacher(task)
+    reference = collect_reference(config, ask, _held_out(task), load_prompt(task.prompt), renderer, teacher)
     write_reference(reference, reference_uri(task))
     return reference
 

@@ -19,6 +19,7 @@ from raydistill.core.errors import (
     RaydistillError,
 )
 
+IDLE_WORKERS = 2  # that a local cluster keeps
 BAD_INPUT = (ConfigError, NotFoundError, DatasetError, CapacityError, ConflictError)
 
 
@@ -52,6 +53,8 @@ def connect(config: ClusterConfig) -> None:
         return
     # Ray starts as many workers at once as there are cores, and warns of each further one: replicas only wait.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(config.num_cpus))
+    # It keeps one idle process for each logical CPU, up to 480 MB each (what has imported vllm); few are enough.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
     ray.init(
         num_cpus=config.num_cpus,
         object_store_memory=config.object_store_mib * 2**20,
@@ -67,9 +70,16 @@ def _quiet_libraries() -> None:
         return
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("ray.serve", "ray.data", "ray.train", "ray.llm", "ray._private", "vllm", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    import ray.data
+    import ray.serve  # noqa: F401 - both set their loggers up when they are imported, so that comes first
+    from ray._private.log import PlainRayHandler
     from transformers.utils import logging as transformers_logging
+
+    for name in ("ray.serve", "ray.train", "ray.llm", "ray._private", "vllm", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, PlainRayHandler):  # the terminal's; the file shall have all
+            handler.setLevel(logging.ERROR)
 
     transformers_logging.disable_progress_bar()
 
@@ -96,7 +106,9 @@ def disconnect(config: ClusterConfig) -> None:
     if not (config.address or os.environ.get("RAY_ADDRESS")):
         from ray import serve
 
-        serve.shutdown()
+        # Not serve.shutdown(), which kills its controller in the middle of calls that Ray then complains of.
+        for name in serve.status().applications:
+            serve.delete(name)
     ray.shutdown()
 
 

@@ -37,6 +37,7 @@ def vllm_args(config: EngineConfig, on_gpu: bool, lora: bool) -> dict[str, Any]:
     }
     if not on_gpu:
         args["enforce_eager"] = True  # starts in 14 s instead of 75 s on two cores
+        args["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
     if lora:
         # One slot more than adapters: even without our grouped path the last, empty one serves base rows.
         args |= {
@@ -62,7 +63,6 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     if not on_gpu:
         env |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
             "OMP_NUM_THREADS": str(config.omp_threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # Ray's workers share the same cores
         }

@@ -17,7 +17,7 @@ class EngineConfig(Section):
     """The longest prompt plus completion, in tokens."""
     max_num_seqs: int = Field(64, ge=1)
     """Rows decoded at once."""
-    kv_cache_gib: int = Field(1, ge=1)
+    kv_cache_gib: float = Field(1.0, gt=0)
     """Memory for keys and values on CPU, in GiB."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory the engine may take."""

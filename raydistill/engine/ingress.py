@@ -1,6 +1,7 @@
 """The front of an application: the OpenAI chat route, the token-level routes, `/status`; no other route."""
 
 import hmac
+import json
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,8 +11,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest
-from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.errors import NotFoundError
@@ -111,14 +110,11 @@ class Ingress:
     async def chat(self, body: ChatRequest) -> Response:
         """Answer a chat in OpenAI's form, streamed or whole; `model` in the answer is the exact version."""
         fields = body.model_dump(exclude_none=True, exclude={"user"})
-        request = _sanitize_chat_completion_request(ChatCompletionRequest(**fields))
-        answers: Any = self._engine.options(stream=True).chat.remote(request, None)
-        first = await anext(aiter(answers))
-        if not body.stream:
+        parts: Any = self._engine.options(stream=True).answer_chat.remote(fields)
+        first = await anext(aiter(parts))
+        if isinstance(first, dict):
             return _chat_response(first)
-        if not isinstance(first, str | list):
-            return _chat_response(first)
-        return StreamingResponse(_chunks(first, answers), media_type="text/event-stream")
+        return StreamingResponse(_events(first, parts), media_type="text/event-stream")
 
     @app.post("/api/v1/client/config")
     async def client_config(self) -> dict[str, Any]:
@@ -209,22 +205,19 @@ class Ingress:
         return {"supported_models": [{"model_name": name, "max_context_length": length} for name in status["models"]]}
 
 
-def _chat_response(answer: Any) -> Response:
+def _chat_response(body: dict[str, Any]) -> Response:
     """Return the whole answer, or the engine's error with its own status."""
-    body = answer.model_dump(exclude_none=True)
     error = body.get("error")
     if error is not None:
         return JSONResponse({"error": error}, int(error.get("code") or 500))
     return JSONResponse(body, headers={MODEL_HEADER: body["model"]})
 
 
-async def _chunks(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[str]:
-    """Yield server-sent events; the engine hands them over in small batches."""
-    for chunk in first if isinstance(first, list) else [first]:
-        yield chunk
-    async for batch in rest:
-        for chunk in batch if isinstance(batch, list) else [batch]:
-            yield chunk
+async def _events(first: str, rest: AsyncIterator[Any]) -> AsyncIterator[str]:
+    """Yield server-sent events; an error in their middle is an event too."""
+    yield first
+    async for part in rest:
+        yield part if isinstance(part, str) else f"data: {json.dumps(part)}\n\n"
 
 
 def make_ingress() -> serve.Deployment:

@@ -3,9 +3,12 @@
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm import SamplingParams, TokensPrompt
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
@@ -19,6 +22,11 @@ from raydistill.core.records import TokenRequest, TokenResult, Usage
 class TokenServer(LLMServer):
     """LLMServer whose `generate` takes many rows of token ids and answers each, in order."""
 
+    async def _start_engine(self) -> None:
+        """Start the engine without the parent's usage reports, for which a process of 250 MB would stay."""
+        engine: Any = self.engine
+        await engine.start()
+
     async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
         """Return one result for each row.
 
@@ -29,6 +37,23 @@ class TokenServer(LLMServer):
             EngineDeadError: the engine is gone; the replica will be replaced, ask again.
         """
         return list(await asyncio.gather(*(self._generate_row(row) for row in rows)))
+
+    async def answer_chat(self, fields: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
+        """Yield the whole answer of an OpenAI chat, or its error, as one dict; streamed, its events as texts.
+
+        Args:
+            fields: of the request's body. Plain values in and out, so that the front need not import vllm.
+        """
+        try:
+            request = ChatCompletionRequest(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"][:3]))
+            yield {"error": {"message": f"{where}: {first['msg']}", "type": "BadRequestError", "code": 400}}
+            return
+        async for part in await self.chat(request):
+            for item in part if isinstance(part, list) else [part]:
+                yield item if isinstance(item, str) else item.model_dump(exclude_none=True)
 
     async def info(self) -> dict[str, Any]:
         """Return what a front needs to know: the base model, its folder, vocabulary and longest request."""

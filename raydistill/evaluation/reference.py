@@ -47,12 +47,24 @@ class Reference:
     sampled: list[Reply]  # at temperature 1, one or more a query
     teacher: dict[str, str]  # model, revision, tokenizer_digest, template_digest
     prompt_digest: str
-    max_tokens: int
+    asked: dict[str, Any]  # of `describe_asking`: what these answers were asked with
 
     @property
     def num_sampled_tokens(self) -> int:
         """The number of teacher tokens on which likelihood is measured."""
         return sum(len(reply.tokens) for reply in self.sampled)
+
+
+def describe_asking(
+    config: EvaluateConfig, queries: Sequence[Query], prompt: Prompt, teacher: dict[str, str]
+) -> dict[str, Any]:
+    """Return what decides a reference, by the names that users know; arguments as for `collect_reference`."""
+    return {
+        **{f"evaluate.{key}": getattr(config, key) for key in ("num_queries", "min_tokens", "max_tokens", "seed")},
+        "task.queries": digest(sorted(query.id for query in queries)),
+        "task.prompt": prompt.digest,
+        "task.teacher_model": digest({key: value for key, value in teacher.items() if key != "model"}),
+    }
 
 
 def collect_reference(
@@ -106,7 +118,8 @@ def collect_reference(
     rows = [_row(config, renderer, prompts[index], temperature=0.0) for index in chosen]
     greedy = make_replies(ask_all(ask_teacher, rows, "the teacher"), renderer, chosen)
     taken = [ordered[index] for index in chosen]
-    return Reference(taken, greedy, sampled, dict(teacher), prompt.digest, config.max_tokens)
+    asked = describe_asking(config, queries, prompt, teacher)
+    return Reference(taken, greedy, sampled, dict(teacher), prompt.digest, asked)
 
 
 def _sample(

@@ -30,6 +30,6 @@ def promote(uri: str, alias: str, label: str, force: bool = False) -> Aliases:
     if not read_version(uri, label).verifiable and not force:
         raise VerificationError(
             f"{uri}: {label} is unverifiable: its adapter hardly moves the probe's tokens, so a replica cannot prove "
-            f"that it serves it. Train for longer, or promote it with --force."
+            f"that it serves it. Train for longer, or promote it with force=True."
         )
     return move_alias(uri, alias, label)

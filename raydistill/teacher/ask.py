@@ -1,6 +1,7 @@
 """The Ray Data stage that asks the teacher: rows of token ids in, one Answer a row out, whatever happens."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from raydistill.core.errors import ServiceError
 from raydistill.core.records import Answer, TokenRequest, TokenResult, Usage
 from raydistill.renderers import Renderer
 
+BLOCKS_IN_WORK = 2  # of an actor: the next one's rows fill the places that the last slow rows of a block leave empty
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 8.0
 
@@ -50,23 +52,29 @@ def ask_rows(
     num_actors: int,
     commit_rows: int,
 ) -> Dataset:
-    """Return the lazy Ray Dataset of the answers to request objects, in blocks of commit_rows.
+    """Return the lazy Ray Dataset of the answers to request objects, in blocks that are committed one by one.
 
     Args:
         paths: of the objects of `rows.write_requests`.
         filesystem: pyarrow's, that the paths are of.
         asker: the engine's handle, the teacher's renderer and how to ask.
-        num_actors: actors that ask; each holds one logical CPU and has one block in work.
-        commit_rows: rows a block, which are committed together; a kill loses at most this many for each actor.
+        num_actors: actors that ask; each holds one logical CPU.
+        commit_rows: rows that an actor has in work, in BLOCKS_IN_WORK blocks; a kill loses at most this many of each.
     """
+    block_rows = math.ceil(commit_rows / BLOCKS_IN_WORK)
     # From Parquet few rows are one block and would be one commit: `override_num_blocks` is ignored there.
-    rows = ray.data.read_parquet(paths, filesystem=filesystem).repartition(target_num_rows_per_block=commit_rows)
+    rows = ray.data.read_parquet(paths, filesystem=filesystem).repartition(target_num_rows_per_block=block_rows)
     return rows.map_batches(
         AskTeacher,
         fn_constructor_args=asker,
-        batch_size=commit_rows,
+        batch_size=block_rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=num_actors),
+        compute=ActorPoolStrategy(
+            size=num_actors,
+            max_concurrent_calls_per_actor=BLOCKS_IN_WORK,
+            max_tasks_in_flight_per_actor=BLOCKS_IN_WORK,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=1,
     )
 
@@ -84,12 +92,12 @@ class AskTeacher:
         self._renderer = renderer
         self._settings = settings
         self._stop = renderer.get_stop_sequences()
+        self._threads = ThreadPoolExecutor(settings.in_flight)  # one for all blocks in work
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Return the batch's answers, in order, as a table of ANSWER_SCHEMA."""
+        """Return the batch's answers, in order, as a table of ANSWER_SCHEMA; several threads call it at a time."""
         rows = batch.to_pylist()
-        with ThreadPoolExecutor(self._settings.in_flight) as threads:
-            answers = list(threads.map(self._answer, rows))
+        answers = list(self._threads.map(self._answer, rows))
         table = [answer_to_row(answer, row["ask_id"]) for answer, row in zip(answers, rows, strict=True)]
         yield pa.Table.from_pylist(table, schema=ANSWER_SCHEMA)
 
