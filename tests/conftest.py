@@ -1,21 +1,56 @@
-"""One distilled world for all integration tests: a tiny model, distilled through every real part, still served."""
+"""What tests share: a tiny model and adapter, a Ray cluster, and one distilled world for the integration tests."""
 
 import dataclasses
-import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import tiny
+from jobs.runtime import ClusterConfig, connect, disconnect
+from tests.loopback import free_port
+from tests.tiny import make_tiny_model, make_tiny_tokenizer
+from tests.tiny_adapter import make_tiny_adapter
+from tests.tiny_task import write_tiny_task
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-NAMES = ["parcel", "invoice", "password", "printer", "refund", "order", "router", "coupon", "screen", "account"]
-VERBS = ["lost", "broke", "forgot", "changed", "cannot open", "never got", "paid twice for", "want"]
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory):
+    """The tiny tokenizer alone, only to be read."""
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """The tiny model, only to be read: a test that damages one makes its own."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def adapter_dir(model_dir, tmp_path_factory):
+    """An adapter on the tiny model, only to be read."""
+    return make_tiny_adapter(model_dir, tmp_path_factory.mktemp("adapters") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster for one file: the world's where that is up, else one that ends with the file.
+
+    It ends with the file, because the world needs a larger one and would take over what it finds.
+    """
+    import ray
+
+    config = ClusterConfig.model_validate({"object_store_mib": 100})
+    ours = not ray.is_initialized()
+    try:
+        connect(config)
+        yield
+    finally:
+        if ours:
+            disconnect(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,85 +64,9 @@ class World:
     base_dir: str
 
 
-def write_tiny_task(folder: Path, port: int) -> Path:
-    """Write a task file, P, queries and a tiny base model; returns the task file."""
-    base = tiny.make_tiny_model(folder / "base", dtype="float32")
-    make_answers_end(Path(base))
-    prompt = [
-        {"role": "system", "content": "You are the help desk of a shop. Answer in few words."},
-        {"role": "user", "content": "My parcel is late."},
-        {"role": "assistant", "content": "Shipping."},
-    ]
-    (folder / "p.json").write_text(json.dumps(prompt))
-    queries = [f"I {verb} my {name}, number {len(name) * index}." for index, name in enumerate(NAMES) for verb in VERBS]
-    (folder / "q.jsonl").write_text("".join(json.dumps({"text": query}) + "\n" for query in queries))
-    text = f"""
-        [task]
-        name = "tiny"
-        prompt = "p.json"
-        queries = "q.jsonl"
-        teacher_model = "{base}"
-        student_model = "{base}"
-        storage = "{folder}/storage"
-        [create_data]
-        num_examples = 40
-        max_tokens = 24
-        temperature = 1.0
-        commit_rows = 16
-        [train]
-        num_epochs = 6
-        learning_rate = 0.02
-        num_workers = 2
-        lora_rank = 8
-        dtype = "float32"
-        [evaluate]
-        num_queries = 8
-        min_tokens = 40
-        max_tokens = 24
-        latency_tokens = 8
-        latency_repeats = 2
-        throughput_repeats = 1
-        concurrency = 8
-        [teacher]
-        dtype = "float32"
-        max_model_len = 384
-        max_num_seqs = 16
-        [student]
-        dtype = "float32"
-        max_model_len = 384
-        max_num_seqs = 16
-        max_lora_rank = 8
-        poll_seconds = 0.5
-        [cluster]
-        http_port = {port}
-    """
-    file = folder / "tiny.toml"
-    file.write_text("\n".join(line.strip() for line in text.splitlines()))
-    return file
-
-
-def make_answers_end(model_dir: Path) -> None:
-    """Raise the weight of the end-of-turn token, so that a random model's answers end by themselves now and then."""
-    from safetensors.numpy import load_file, save_file
-
-    path = model_dir / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].copy()
-    tensors["model.embed_tokens.weight"][2] *= 2.5
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     from jobs import distill
-    from jobs.runtime import disconnect
 
     port = free_port()
     task_file = write_tiny_task(tmp_path_factory.mktemp("world"), port)

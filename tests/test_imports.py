@@ -1,13 +1,12 @@
 """The floors of the tree: imports, late ones too, point down only; stages are blind; heavy packages stay at home."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import ROOT, run_code
+
 FLOORS = {
     "raydistill.types": 0,
     "raydistill.core": 1,
@@ -173,10 +172,7 @@ def test_jobs_load_nothing_heavy_before_their_config_is_valid(modules):
         f"    loaded = {HEAVY!r} & set(sys.modules)\n"
         "    assert not loaded, f'{job} loads {loaded}'\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_code(code)
 
 
 def test_checks_find_what_they_look_for_when_it_is_there(tmp_path):

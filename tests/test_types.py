@@ -1,12 +1,11 @@
 """The public shapes, and what importing them costs."""
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 
 from raydistill import types
+from tests.processes import run_code
 
 
 def test_model_input_keeps_its_tokens_when_made_from_ints():
@@ -26,5 +25,4 @@ def test_public_surface_is_light_when_imported():
         "raydistill.ServiceClient, raydistill.get_lr, raydistill.types.ModelInput, raydistill.renderers.get_renderer; "
         "print([m for m in ('ray', 'torch', 'vllm', 'deepspeed', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "[]"
+    assert run_code(code) == "[]"

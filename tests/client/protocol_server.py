@@ -1,27 +1,37 @@
 """A small real server of the token-level protocol on a loopback socket, written from the protocol's description.
 
-Its "model" answers a prompt with the prompt reversed, cut at max_tokens, and ends it with token 2.
-`faults` says what to answer instead, once each, by path.
+Its "model" answers a prompt with the prompt reversed, cut at max_tokens, and ends it with token 2, where `answer` names
+no other. `faults` says what to answer instead, once each, by path.
 """
 
-import contextlib
-import socket
-import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from raydistill.core.wire import encode_sample_response
 from raydistill.types import SampledSequence
+from tests.loopback import serve_app
 
 STOP = 2
 VERSION = "analyst/v0001@0123456789ab"
 KNOWN = {"analyst/final": "analyst/final", "raydistill://analyst/final": "analyst/final", "analyst": "analyst/final"}
+
+Answer = Callable[[dict[str, Any], str], tuple[SampledSequence, str]]
+
+
+def reverse_prompt(body: dict[str, Any], model: str) -> tuple[SampledSequence, str]:
+    """Return the sequence that answers a request's body, and the exact version that answered, whatever the model."""
+    prompt = [token for chunk in body["prompt"]["chunks"] for token in chunk["tokens"]]
+    tokens = [*reversed(prompt), STOP]
+    limit = body["sampling_params"].get("max_tokens", len(tokens))
+    cut = tokens[:limit]
+    return SampledSequence(cut, [-0.5] * len(cut), "stop" if len(cut) == len(tokens) else "length"), VERSION
 
 
 @dataclass
@@ -29,11 +39,14 @@ class State:
     """What the server knows and has seen."""
 
     base_model: str
+    known: dict[str, str] = field(default_factory=lambda: dict(KNOWN))  # model path asked for: name of the model
+    answer: Answer = reverse_prompt
     api_key: str | None = None
     flags: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, list[Response]] = field(default_factory=lambda: defaultdict(list))
     delay_seconds: float = 0.0
     requests: list[tuple[str, Any]] = field(default_factory=list)
+    samplers: dict[str, str] = field(default_factory=dict)  # sampling session: name of its model, "" the base
     samples: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict)
     in_flight: int = 0
     most_in_flight: int = 0
@@ -74,11 +87,13 @@ def _add_session_routes(app: FastAPI, state: State) -> None:
     @app.post("/api/v1/create_sampling_session")
     async def create_sampling_session(request: Request):
         body = await request.json()
-        if body.get("base_model") == state.base_model:
-            return {"sampling_session_id": "ss_base"}
-        if body.get("model_path") not in KNOWN:
-            raise HTTPException(404, f"{body.get('model_path')} is not served; known are analyst/final")
-        return {"sampling_session_id": "ss_analyst"}
+        wanted = body.get("model_path") or body["base_model"]
+        known = {state.base_model: "", **state.known}
+        if wanted not in known:
+            raise HTTPException(404, f"{wanted} is not served; known are {', '.join(state.known)}")
+        session_id = f"ss{len(state.samplers)}"
+        state.samplers[session_id] = known[wanted]
+        return {"sampling_session_id": session_id}
 
     @app.get("/api/v1/samplers/{sampler_id}")
     def get_sampler(sampler_id: str):
@@ -107,32 +122,11 @@ def _add_sample_routes(app: FastAPI, state: State) -> None:
         if time.monotonic() < ready:
             return {"type": "try_again", "request_id": request_id, "queue_state": "active"}
         state.in_flight -= 1
-        data = encode_sample_response([_complete(body)] * body["num_samples"])
-        return Response(data, media_type="application/x-protobuf", headers={"x-raydistill-model": VERSION})
+        sequence, version = state.answer(body, state.samplers[body["sampling_session_id"]])
+        data = encode_sample_response([sequence] * body["num_samples"])
+        return Response(data, media_type="application/x-protobuf", headers={"x-raydistill-model": version})
 
 
-def _complete(body: dict[str, Any]) -> SampledSequence:
-    prompt = [token for chunk in body["prompt"]["chunks"] for token in chunk["tokens"]]
-    tokens = [*reversed(prompt), STOP]
-    limit = body["sampling_params"].get("max_tokens", len(tokens))
-    cut = tokens[:limit]
-    return SampledSequence(cut, [-0.5] * len(cut), "stop" if len(cut) == len(tokens) else "length")
-
-
-@contextlib.contextmanager
-def serve(state: State):
-    """Run the server in a thread; yields its base URL."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(state), log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
-        listener.close()
+def serve(state: State) -> AbstractContextManager[str]:
+    """Run the server in a thread; the context gives its base URL."""
+    return serve_app(make_app(state))

@@ -67,7 +67,8 @@ def test_sample_returns_tokens_logprobs_and_the_exact_version(state, sampler):
         "top_p": 1.0,
         "stop": [],
     }
-    assert (sent["sampling_session_id"], sent["seq_id"], sent["num_samples"]) == ("ss_analyst", 0, 3)
+    assert state.samplers == {sent["sampling_session_id"]: "analyst/final"}
+    assert (sent["seq_id"], sent["num_samples"]) == (0, 3)
 
 
 def test_defaults_end_at_the_stop_token_when_no_parameters_are_given(state, sampler):

@@ -3,10 +3,6 @@
 import json
 import logging
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +10,8 @@ import pytest
 import raydistill
 from raydistill.core import models, storage
 from raydistill.core.errors import ConfigError, NotFoundError, StorageError
+from tests.moto_bucket import open_bucket
 from tests.tiny import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -29,17 +21,17 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_folder_is_absolute_when_resolved(tiny, monkeypatch):
-    monkeypatch.chdir(Path(tiny).parent)
-    assert models.resolve_model("tiny") == str(Path(tiny).absolute())
+def test_folder_is_absolute_when_resolved(model_dir, monkeypatch):
+    monkeypatch.chdir(Path(model_dir).parent)
+    assert models.resolve_model("tiny") == str(Path(model_dir).absolute())
     assert models.read_model_config(models.resolve_model("./tiny"))["hidden_size"] == 128
 
 
-def test_demo_model_is_found_when_setup_has_made_it(tiny, cache):
+def test_demo_model_is_found_when_setup_has_made_it(model_dir, cache):
     name = "demo://smollm2-135m-instruct"
     with pytest.raises(NotFoundError, match="make setup"):
         models.resolve_model(name)
-    shutil.copytree(tiny, cache / "models" / "smollm2-135m-instruct")
+    shutil.copytree(model_dir, cache / "models" / "smollm2-135m-instruct")
     assert models.resolve_model(name) == str(cache / "models" / "smollm2-135m-instruct")
     with pytest.raises(NotFoundError, match="smollm2-135m-instruct"):
         models.resolve_model("demo://other")
@@ -59,17 +51,17 @@ def test_error_says_where_it_looked_when_a_model_is_absent(name, words):
         models.resolve_model(name)
 
 
-def test_nearest_folder_is_named_when_a_folder_is_misspelt(tiny):
+def test_nearest_folder_is_named_when_a_folder_is_misspelt(model_dir):
     with pytest.raises(NotFoundError, match=r"Did you mean .*tiny\?"):
-        models.resolve_model(tiny + "y")
+        models.resolve_model(model_dir + "y")
     with pytest.raises(NotFoundError, match=r"without config\.json"):
-        models.resolve_model(str(Path(tiny).parent))
+        models.resolve_model(str(Path(model_dir).parent))
 
 
-def test_revision_is_the_same_for_a_copy_and_another_when_anything_counts(tiny, tmp_path):
-    original = models.model_revision(tiny)
+def test_revision_is_the_same_for_a_copy_and_another_when_anything_counts(model_dir, tmp_path):
+    original = models.model_revision(model_dir)
     copy = tmp_path / "copy"
-    shutil.copytree(tiny, copy)
+    shutil.copytree(model_dir, copy)
     assert models.model_revision(str(copy)) == original
     (copy / "README.md").write_text("does not count")
     assert models.model_revision(str(copy)) == original
@@ -85,9 +77,9 @@ def test_revision_is_the_same_for_a_copy_and_another_when_anything_counts(tiny, 
     assert len(changed) == 6
 
 
-def test_revision_is_refused_when_files_are_missing_or_cut(tiny, tmp_path):
+def test_revision_is_refused_when_files_are_missing_or_cut(model_dir, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(tiny, copy)
+    shutil.copytree(model_dir, copy)
     weights = copy / "model.safetensors"
     data = weights.read_bytes()
     for damaged in (b"", data[:5], data[:40], b"\xff" * 64):
@@ -129,46 +121,17 @@ def test_learning_rate_says_so_when_the_family_is_unknown(tmp_path, caplog):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """A bucket in a real object store: moto's server in a process of its own."""
-    moto = Path(sys.executable).with_name("moto_server")
-    command_name = str(moto) if moto.exists() else shutil.which("moto_server")
-    if command_name is None:
-        pytest.skip("moto_server is not installed (package moto[server])")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [command_name, "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    storage._s3.cache_clear()
-    try:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        storage._s3().create_bucket(Bucket="models")
-        yield "s3://models"
-    finally:
-        storage._s3.cache_clear()
-        server.terminate()
-        server.wait(timeout=10)
+def bucket():
+    with open_bucket("models") as uri:
+        yield uri
 
 
-def test_model_in_object_storage_is_copied_once_and_anew_when_it_changes(bucket, tiny, cache, monkeypatch):
+def test_model_in_object_storage_is_copied_once_and_anew_when_it_changes(bucket, model_dir, cache, monkeypatch):
     uri = f"{bucket}/base/tiny"
-    storage.upload_dir(Path(tiny), uri)
+    storage.upload_dir(Path(model_dir), uri)
     storage.write_bytes(f"{uri}/pytorch_model.bin", b"pickled code")
     folder = models.resolve_model(uri)
-    assert models.model_revision(folder) == models.model_revision(tiny)
+    assert models.model_revision(folder) == models.model_revision(model_dir)
     assert not (Path(folder) / "pytorch_model.bin").exists()
     monkeypatch.setattr(models, "_download", None)  # a second copy would call it
     assert models.resolve_model(uri + "/") == folder
@@ -176,13 +139,13 @@ def test_model_in_object_storage_is_copied_once_and_anew_when_it_changes(bucket,
     assert [entry.name for entry in Path(folder).parent.iterdir()] == [Path(folder).name]
 
 
-def test_model_in_object_storage_is_fetched_anew_when_changed_and_small_without_weights(bucket, tiny):
+def test_model_in_object_storage_is_fetched_anew_when_changed_and_small_without_weights(bucket, model_dir):
     uri = f"{bucket}/base/tiny"
-    storage.upload_dir(Path(tiny), uri)
+    storage.upload_dir(Path(model_dir), uri)
     first = models.resolve_model(uri)
     small = models.resolve_model(uri, weights=False)
     assert small != first and not list(Path(small).glob("*.safetensors"))
-    assert raydistill.get_lr(uri) == raydistill.get_lr(tiny)
+    assert raydistill.get_lr(uri) == raydistill.get_lr(model_dir)
     config = json.loads(storage.read_bytes(f"{uri}/config.json"))
     storage.write_bytes(f"{uri}/config.json", json.dumps({**config, "rms_norm_eps": 1e-5}).encode())
     second = models.resolve_model(uri)
@@ -198,9 +161,9 @@ def test_object_storage_errors_name_the_place_when_nothing_is_there(bucket):
         models.resolve_model("s3://no-such-bucket/x")
 
 
-def test_copy_is_given_up_when_the_model_changes_underneath(bucket, tiny, cache, monkeypatch):
+def test_copy_is_given_up_when_the_model_changes_underneath(bucket, model_dir, cache, monkeypatch):
     uri = f"{bucket}/base/tiny"
-    storage.upload_dir(Path(tiny), uri)
+    storage.upload_dir(Path(model_dir), uri)
     download = models._download
 
     def change_then_download(source, target):

@@ -5,12 +5,11 @@ import pytest
 from raydistill.core.records import Example
 from raydistill.dataset.encode import encode_example, encode_examples, is_raw, is_validation, split_validation
 from raydistill.renderers import get_renderer, load_tokenizer
-from tests.tiny import make_tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory):
-    return load_tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+def tokenizer(tokenizer_dir: str):
+    return load_tokenizer(tokenizer_dir)
 
 
 def make_example(index: int = 0, query: int | None = None, tokens: list[int] | None = None) -> Example:

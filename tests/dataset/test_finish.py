@@ -1,7 +1,6 @@
 """From a ledger to a finished dataset and back, without Ray: its objects are written here as Ray Data leaves them."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from raydistill.dataset.finish import finish_dataset
 from raydistill.dataset.ledger import committed_files, count_answers, count_rows
 from raydistill.dataset.read import read_examples, read_manifest
 from raydistill.dataset.write import check_output, open_dataset, put_manifest
+from tests.jsonl import write_jsonl
 
 DRAFT = Manifest(
     fingerprint="f" * 32,
@@ -166,9 +166,8 @@ def test_jsonl_is_read_from_its_ledger_until_it_is_edited(tmp_path: Path, caplog
 
 
 def test_bare_jsonl_is_taken_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "bare.jsonl"
     turn = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    path.write_text(f"{json.dumps(turn)}\n\n{json.dumps(turn)}\n")
+    path = write_jsonl(tmp_path / "bare.jsonl", turn, "", turn)
     with caplog.at_level(logging.WARNING):
         examples, manifest = read_examples(str(path))
     assert manifest is None

@@ -5,49 +5,29 @@ import dataclasses
 import pytest
 import torch
 
-from tests import tiny
+from tests.plain_passes import greedy_tokens
+from tests.tiny_adapter import make_tiny_adapter
 
 pytest.importorskip("vllm")
 TOKENS = 6
 PROMPTS = [[5, 9, 33, 70, 8], [44, 12, 90], [61, 7, 7, 23, 150, 81, 200], [301, 10]]
 
 
-def _make_adapter(model_dir, folder, seed):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
-    return model.eval()
-
-
-def _greedy(model, prompt):
-    """Return greedy tokens and their log-probabilities by plain transformers, without a cache."""
-    tokens, logprobs = list(prompt), []
-    with torch.no_grad():
-        for _ in range(TOKENS):
-            last = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].log_softmax(-1)
-            tokens.append(int(last.argmax()))
-            logprobs.append(float(last.max()))
-    return tokens[len(prompt) :], logprobs
-
-
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def engine(model_dir, tmp_path_factory):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
     from vllm import LLM
 
     from raydistill.engine.args import vllm_args
     from raydistill.engine.config import EngineConfig
 
     folder = tmp_path_factory.mktemp("engine")
-    model_dir = tiny.make_tiny_model(folder / "base", dtype="float32")
-    peft = [_make_adapter(model_dir, folder / f"adapter{seed}", seed) for seed in (1, 2)]
+    folders = [
+        make_tiny_adapter(model_dir, folder / f"adapter{seed}", seed, rank=8, alpha=16, scale=0.07) for seed in (1, 2)
+    ]
+    bases = [AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32) for _ in folders]
+    peft = [PeftModel.from_pretrained(*pair).eval() for pair in zip(bases, folders, strict=True)]
     config = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=16, max_loras=1, max_lora_rank=8)
     args = vllm_args(config, on_gpu=False, lora=True) | {
         "max_loras": 2,  # two adapters, two slots: none to spare
@@ -57,7 +37,7 @@ def engine(tmp_path_factory):
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         llm = LLM(model_dir, **args)
-        yield llm, model_dir, [folder / f"adapter{seed}" for seed in (1, 2)], peft
+        yield llm, model_dir, folders, peft
         llm.llm_engine.engine_core.shutdown()
 
 
@@ -83,7 +63,7 @@ def test_mixed_batch_equals_peft_without_a_spare_slot(engine):
     from vllm.lora.request import LoRARequest
 
     llm, model_dir, folders, peft = engine
-    adapters = [LoRARequest(f"a{index}", index, str(folder)) for index, folder in enumerate(folders, 1)]
+    adapters = [LoRARequest(f"a{index}", index, folder) for index, folder in enumerate(folders, 1)]
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     cases = [
         (prompt, adapter, model)
@@ -92,7 +72,7 @@ def test_mixed_batch_equals_peft_without_a_spare_slot(engine):
     ]
     answers = _ask(llm, [case[0] for case in cases], [case[1] for case in cases])
     for (prompt, adapter, model), (tokens, logprobs) in zip(cases, answers, strict=True):
-        want_tokens, want_logprobs = _greedy(model, prompt)
+        want_tokens, want_logprobs = greedy_tokens(model, prompt, TOKENS)
         assert tokens == want_tokens, adapter
         assert logprobs == pytest.approx(want_logprobs, abs=1e-3), adapter
     distinct = {tuple(tokens) for tokens, _ in answers[:3]}
@@ -103,7 +83,7 @@ def test_mixed_batch_equals_solo_runs(engine):
     from vllm.lora.request import LoRARequest
 
     llm, _, folders, _ = engine
-    adapters = [None, *(LoRARequest(f"a{index}", index, str(folder)) for index, folder in enumerate(folders, 1))]
+    adapters = [None, *(LoRARequest(f"a{index}", index, folder) for index, folder in enumerate(folders, 1))]
     pairs = [(prompt, adapters[index % 3]) for index, prompt in enumerate(PROMPTS * 3)]
     mixed = _ask(llm, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
     for pair, (tokens, logprobs) in zip(pairs, mixed, strict=True):

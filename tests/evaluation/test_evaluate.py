@@ -19,9 +19,9 @@ from raydistill.evaluation.report import report_table, write_report
 from raydistill.registry.publish import publish
 from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 from raydistill.scoring.model import load_model
+from tests.drafts import make_tiny_draft
 from tests.evaluation.tiny_endpoint import TinyEndpoint
-from tests.tiny import make_tiny_model
-from tests.tiny_adapter import make_draft, make_tiny_adapter
+from tests.plain_passes import plain_logprobs
 
 PROMPT = Prompt(
     "messages",
@@ -50,15 +50,9 @@ def make_queries(count):
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def subject(model_dir, tmp_path_factory):
-    adapter_dir = make_tiny_adapter(model_dir, tmp_path_factory.mktemp("adapter"))
+def subject(model_dir, adapter_dir, tmp_path_factory):
     uri = str(tmp_path_factory.mktemp("models") / "triage")
-    version = publish(uri, make_draft(model_dir, prompt_digest=PROMPT.digest), adapter_dir)
+    version = publish(uri, make_tiny_draft(model_dir, prompt_digest=PROMPT.digest), adapter_dir)
     return Subject("triage/candidate", version, adapter_dir, model_dir, model_dir, PROMPT)
 
 
@@ -163,22 +157,16 @@ def test_kl_is_what_plain_forward_passes_give(report, reference, model, teacher)
     total = {"base": 0.0, "student": 0.0}
     for reply in reference.sampled:
         messages = reference.queries[reply.query].messages
-        with torch.inference_mode(), model.disable_adapter():
-            p = plain(
-                model, renderer.build_generation_prompt(teacher_messages(PROMPT, messages)).to_ints(), reply.tokens
-            )
-            base = plain(model, renderer.build_generation_prompt(messages).to_ints(), reply.tokens)
-        with torch.inference_mode():
-            student = plain(model, renderer.build_generation_prompt(messages).to_ints(), reply.tokens)
+        with_p = renderer.build_generation_prompt(teacher_messages(PROMPT, messages)).to_ints()
+        without_p = renderer.build_generation_prompt(messages).to_ints()
+        with model.disable_adapter():
+            p = plain_logprobs(model, with_p, reply.tokens, torch.float64)
+            base = plain_logprobs(model, without_p, reply.tokens, torch.float64)
+        student = plain_logprobs(model, without_p, reply.tokens, torch.float64)
         for name, q in (("base", base), ("student", student)):
             total[name] += float((p.exp() * (p - q)).sum())
     for name, nats in total.items():
         assert report["kl"][name] == pytest.approx(nats / reference.num_sampled_tokens, rel=1e-3)
-
-
-def plain(model, prompt, response):
-    logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-    return torch.log_softmax(logits.double(), -1)
 
 
 def test_served_difference_is_zero_for_the_published_files_and_shows_another_adapter(report, subject, reference, model):

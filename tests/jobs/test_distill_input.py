@@ -1,14 +1,11 @@
 """Bad input of the whole route: told at once, with status 2, and nothing is started or written."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from jobs import distill
 from raydistill.core.errors import ConfigError, NotFoundError
-from tests.conftest import write_tiny_task
+from tests.processes import run_job
+from tests.tiny_task import write_tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +15,7 @@ def task_file(tmp_path_factory):
 
 def test_all_faults_are_told_at_once_with_status_2_and_nothing_written(task_file):
     argv = ["create_data.num_exampels=20", "train.zero_stage=7", "teacher.dtype=int3", "evaluat.num_queries=1"]
-    command = [sys.executable, "-m", "jobs.distill", str(task_file), *argv]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    done = run_job("distill", str(task_file), *argv)
     assert done.returncode == 2
     for said in ("num_exampels", "num_examples", "zero_stage", "dtype", "evaluat", "evaluate"):
         assert said in done.stderr

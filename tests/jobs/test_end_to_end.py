@@ -19,6 +19,7 @@ from raydistill.core.records import version_from_json
 from raydistill.registry.aliases import move_alias, read_aliases
 from raydistill.registry.publish import publish
 from raydistill.registry.versions import read_version
+from tests.plain_passes import greedy_tokens
 
 PROMPT_TOKENS = [5, 9, 33, 70, 8, 120]
 
@@ -100,14 +101,9 @@ def test_adapter_loads_in_plain_peft(world):
     base = AutoModelForCausalLM.from_pretrained(world.base_dir, dtype=torch.float32)
     folder = f"{world.settings.task.storage}/models/tiny/v0001"
     model = PeftModel.from_pretrained(base, folder).eval()
-    tokens, logprobs = list(PROMPT_TOKENS), []
-    with torch.no_grad():
-        for _ in range(6):
-            last = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].log_softmax(-1)
-            tokens.append(int(last.argmax()))
-            logprobs.append(float(last.max()))
+    tokens, logprobs = greedy_tokens(model, PROMPT_TOKENS, 6)
     served = _greedy(_client(world, "tiny/v0001")).sequences[0]
-    assert served.tokens == tokens[len(PROMPT_TOKENS) :]
+    assert served.tokens == tokens
     assert served.logprobs == pytest.approx(logprobs, abs=1e-3)
 
 
@@ -138,6 +134,27 @@ def test_openai_route_answers_by_the_version(world, model):
     tokenizer = renderers.load_tokenizer(world.base_dir)
     rendered = renderers.get_renderer("chat", tokenizer).build_generation_prompt(messages)
     assert answer.json()["usage"]["prompt_tokens"] == rendered.length, "trainer and server must agree on the tokens"
+
+
+def test_streamed_chat_says_the_same_in_pieces(world):
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "I lost my parcel."}], "max_tokens": 6}
+    body |= {"temperature": 0}
+    whole = httpx.post(f"{world.url}/v1/chat/completions", json=body, timeout=60).json()
+    with httpx.stream("POST", f"{world.url}/v1/chat/completions", json={**body, "stream": True}, timeout=60) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert events[-1] == "[DONE]"
+    pieces = [json.loads(event) for event in events[:-1]]
+    assert {piece["model"] for piece in pieces} == {whole["model"]}
+    text = "".join(choice["delta"].get("content") or "" for piece in pieces for choice in piece["choices"])
+    assert text == whole["choices"][0]["message"]["content"]
+
+
+def test_a_chat_that_the_engine_cannot_read_is_the_callers_fault(world):
+    body = {"model": "tiny", "messages": [{"role": "user"}]}
+    answer = httpx.post(f"{world.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert "messages" in answer.text
 
 
 def test_unknown_names_never_fall_back_to_the_base(world):
@@ -235,17 +252,20 @@ def _with_probe(record: bytes, probe) -> bytes:
 
 
 def test_the_same_data_again_asks_nothing(world):
-    from jobs import create_data
+    from ray import serve
+
+    from jobs import distill
     from raydistill.queries.read import read_queries
     from raydistill.queries.split import split_queries
 
-    settings = world.settings
+    settings, clock = world.settings, distill.Clock()
     asked, _ = split_queries(read_queries(settings.task.queries))
-    started = time.monotonic()
-    manifest = create_data.run(settings.create_data, None, asked, engine=settings.teacher, cluster=settings.cluster)
-    assert time.monotonic() - started < 30, "no teacher may be started"
+    manifest, reference = distill._ask_teacher(settings, asked, clock)
+    assert set(clock.seconds) == {"create_data"}, "no teacher may be started"
+    assert "teacher" not in serve.status().applications
     assert manifest.counts["asked"] == 40
     assert manifest.counts["kept"] == world.report["counts"]["kept"]
+    assert len(reference.queries) >= settings.evaluate.num_queries
 
 
 def test_more_than_the_cluster_can_ever_have_is_refused_with_both_numbers(world):

@@ -1,15 +1,12 @@
 """jobs.train over the real parts: from a .jsonl to a published version; bad input starts nothing."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from jobs import train
-from jobs.runtime import ClusterConfig, connect, disconnect
 from raydistill.core.errors import ConfigError, DatasetError, NotFoundError
 from raydistill.core.models import model_revision
 from raydistill.registry.check import check_version
@@ -17,25 +14,8 @@ from raydistill.registry.fetch import fetch_version
 from raydistill.registry.versions import list_versions
 from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 from raydistill.training.config import TrainConfig
-from tests import tiny
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny.make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    import ray
-
-    ours = not ray.is_initialized()
-    connect(ClusterConfig.model_validate({"object_store_mib": 100}))
-    yield
-    if ours:
-        disconnect(ClusterConfig.model_validate({}))
+from tests.jsonl import write_jsonl
+from tests.processes import run_job
 
 
 def _write_data(path: Path, count: int = 40) -> Path:
@@ -49,8 +29,7 @@ def _write_data(path: Path, count: int = 40) -> Path:
         }
         for i in range(count)
     ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    return write_jsonl(path, *lines)
 
 
 def _config(model_dir: str, folder: Path, **changes) -> TrainConfig:
@@ -137,8 +116,7 @@ def test_unknown_model_or_data_is_refused_before_anything_starts(model_dir, tmp_
 
 def test_command_ends_with_status_2_and_names_every_fault_when_the_input_is_bad(tmp_path):
     arguments = ["data_file=x.jsonl", "student_model=y", "lora_rnak=8", "zero_stage=4", "num_epochs=0", "dtype=half"]
-    command = [sys.executable, "-m", "jobs.train", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_job("train", *arguments)
     assert done.returncode == 2
     for part in ("lora_rnak", "did you mean lora_rank?", "zero_stage", "num_epochs", "dtype", "4 faults"):
         assert part in done.stderr

@@ -11,11 +11,7 @@ from raydistill.core.errors import ConfigError
 from raydistill.core.records import Query, digest
 from raydistill.queries.read import count_merged, read_queries
 from raydistill.queries.split import normalise, split_queries
-
-
-def write(path: Path, *lines: object) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return path
+from tests.jsonl import write_jsonl
 
 
 def query(text: str) -> Query:
@@ -29,7 +25,8 @@ def test_read_queries_takes_text_and_messages(tmp_path: Path) -> None:
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
-    found = read_queries(write(tmp_path / "q.jsonl", {"text": "hello", "sector": "bank"}, "", {"messages": turns}))
+    path = write_jsonl(tmp_path / "q.jsonl", {"text": "hello", "sector": "bank"}, "", {"messages": turns})
+    found = read_queries(path)
     assert [item.messages for item in found] == [[{"role": "user", "content": "hello"}], turns]
     assert found[0].id == digest(found[0].messages)
     assert found[0].metadata == {"sector": "bank"}
@@ -37,19 +34,21 @@ def test_read_queries_takes_text_and_messages(tmp_path: Path) -> None:
 
 def test_read_queries_keeps_line_separators_inside_a_text(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
-    path.write_text(json.dumps({"text": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    line = json.dumps({"text": "one\u2028two\x85three"}, ensure_ascii=False)
+    path.write_text(line, encoding="utf-8")  # without a last newline, as editors may leave it
     assert read_queries(path)[0].messages[0]["content"] == "one\u2028two\x85three"
 
 
 def test_read_queries_merges_exact_duplicates_and_counts_them(tmp_path: Path) -> None:
     same = {"messages": [{"role": "user", "content": "a"}]}
-    found = read_queries(write(tmp_path / "q.jsonl", {"text": "a"}, {"text": "b"}, same, {"text": "a"}, {"text": "A"}))
+    path = write_jsonl(tmp_path / "q.jsonl", {"text": "a"}, {"text": "b"}, same, {"text": "a"}, {"text": "A"})
+    found = read_queries(path)
     assert [item.messages[0]["content"] for item in found] == ["a", "b", "A"]
     assert count_merged(found) == 2
 
 
 def test_read_queries_names_every_bad_line(tmp_path: Path) -> None:
-    path = write(
+    path = write_jsonl(
         tmp_path / "q.jsonl",
         {"text": "fine"},
         "{not json",

@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,25 +12,16 @@ from raydistill.core.errors import VerificationError
 from raydistill.registry.check import check_version
 from raydistill.registry.fetch import fetch_version
 from raydistill.registry.publish import publish
+from tests.drafts import make_tiny_draft
+from tests.processes import run_code
 from tests.tiny import make_tiny_model
-from tests.tiny_adapter import make_draft, make_tiny_adapter
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter_dir(model_dir, tmp_path_factory):
-    return make_tiny_adapter(model_dir, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture
 def fetched(model_dir, adapter_dir, tmp_path):
     """A version and its fetched folder, private to the test, which may damage it."""
     uri = str(tmp_path / "models" / "triage")
-    version = publish(uri, make_draft(model_dir), adapter_dir)
+    version = publish(uri, make_tiny_draft(model_dir), adapter_dir)
     return version, fetch_version(uri, version, tmp_path / "cache")
 
 
@@ -158,8 +146,4 @@ def test_check_loads_no_torch_ray_or_vllm(fetched, model_dir, tmp_path):
         f"check.check_weights(Path({str(folder / 'adapter_model.safetensors')!r}), 'x')\n"
         "print([name for name in ('torch', 'ray', 'vllm', 'deepspeed') if name in sys.modules])"
     )
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert run_code(code) == "[]"

@@ -13,23 +13,18 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from raydistill.core.errors import ConfigError, VerificationError
-from raydistill.core.records import MIN_PROBE_SHIFT_NATS, FileEntry, ProbePoint, Version
+from raydistill.core.records import MIN_PROBE_SHIFT_NATS, FileEntry, ProbePoint
 from raydistill.registry.fetch import fetch_version
 from raydistill.registry.files import read_header, read_tensors
 from raydistill.registry.probe import probe_passes, probe_shift
 from raydistill.registry.publish import publish
+from tests.drafts import make_draft, write_bare_adapter
 
 
 @pytest.fixture
 def published(tmp_path):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text('{"r": 4}')
-    (adapter / "adapter_model.safetensors").write_bytes(bytes(range(256)))
     uri = str(tmp_path / "models" / "triage")
-    lora = {"rank": 4, "alpha": 4, "targets": "all-linear", "modules": 14}
-    draft = Version("triage", 0, "m", "r", "t", "chat", "d", lora, [], "f", "p", {}, [], True)
-    return uri, publish(uri, draft, str(adapter))
+    return uri, publish(uri, make_draft(), write_bare_adapter(tmp_path / "adapter", bytes(range(256))))
 
 
 def test_fetch_gives_the_files_once_and_leaves_nothing_else(published, tmp_path):

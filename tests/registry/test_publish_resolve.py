@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,42 +16,19 @@ from raydistill.core.errors import (
     StorageError,
     VerificationError,
 )
-from raydistill.core.records import ProbePoint, Version
 from raydistill.registry.aliases import move_alias, read_aliases
 from raydistill.registry.publish import publish
 from raydistill.registry.resolve import promote, resolve
 from raydistill.registry.versions import list_versions, read_version
-from tests.jobs.moto_bucket import open_bucket
-
-
-def draft(**changes):
-    fields = {
-        "name": "triage",
-        "number": 0,
-        "base_model": "m",
-        "base_revision": "r",
-        "tokenizer": "t",
-        "renderer": "chat",
-        "template_digest": "d",
-        "lora": {"rank": 4, "alpha": 4, "targets": "all-linear", "modules": 14},
-        "files": [],
-        "dataset_fingerprint": "f",
-        "prompt_digest": "p",
-        "metrics": {"train/loss_nats": 0.5},
-        "probe": [ProbePoint([1, 2], 3, -9.0, -1.5)],
-        "verifiable": True,
-    }
-    return Version(**{**fields, **changes})
+from tests.drafts import make_draft, write_bare_adapter
+from tests.moto_bucket import open_bucket
 
 
 @pytest.fixture
 def adapter(tmp_path):
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"r": 4}')
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    (folder / "adapter_model.bin").write_bytes(b"a pickle that nobody may publish")
-    return str(folder)
+    folder = write_bare_adapter(tmp_path / "adapter", b"weights")
+    Path(folder, "adapter_model.bin").write_bytes(b"a pickle that nobody may publish")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +44,7 @@ def uri(request, tmp_path):
 
 
 def test_publish_gives_the_next_number_and_reads_back_equal(uri, adapter):
-    first, second = publish(uri, draft(), adapter), publish(uri, draft(), adapter)
+    first, second = publish(uri, make_draft(), adapter), publish(uri, make_draft(), adapter)
     assert (first.label, second.label) == ("v0001", "v0002")
     assert list_versions(uri) == [first, second]
     assert read_version(uri, "v0001") == first
@@ -84,13 +62,13 @@ def test_publish_gives_the_next_number_and_reads_back_equal(uri, adapter):
 
 def test_publish_from_many_threads_gives_distinct_numbers(uri, adapter):
     with ThreadPoolExecutor(8) as pool:
-        versions = list(pool.map(lambda _: publish(uri, draft(), adapter), range(8)))
+        versions = list(pool.map(lambda _: publish(uri, make_draft(), adapter), range(8)))
     assert sorted(version.number for version in versions) == list(range(1, 9))
     assert len(list_versions(uri)) == 8
 
 
 def test_torn_publication_is_invisible_and_its_number_is_not_used_again(uri, adapter, monkeypatch):
-    publish(uri, draft(), adapter)
+    publish(uri, make_draft(), adapter)
     write = storage.write_bytes
 
     def dying_write(place, data, if_match=None):
@@ -100,26 +78,26 @@ def test_torn_publication_is_invisible_and_its_number_is_not_used_again(uri, ada
 
     monkeypatch.setattr(storage, "write_bytes", dying_write)
     with pytest.raises(KeyboardInterrupt):
-        publish(uri, draft(), adapter)
+        publish(uri, make_draft(), adapter)
     monkeypatch.undo()
     assert [version.label for version in list_versions(uri)] == ["v0001"]
     with pytest.raises(NotFoundError, match=r"no version 'v0002'; known versions: v0001"):
         read_version(uri, "v0002")
-    assert publish(uri, draft(), adapter).label == "v0003"
+    assert publish(uri, make_draft(), adapter).label == "v0003"
 
 
 def test_publish_refuses_another_models_folder_and_an_adapter_without_weights(uri, adapter, tmp_path):
     with pytest.raises(ConfigError, match="folder of 'triage', not of 'analyst'"):
-        publish(uri, draft(name="analyst"), adapter)
+        publish(uri, make_draft(name="analyst"), adapter)
     with pytest.raises(NotFoundError, match=r"holds no adapter_config\.json"):
-        publish(uri, draft(), str(tmp_path / "nothing"))
+        publish(uri, make_draft(), str(tmp_path / "nothing"))
     assert storage.list_names(uri) == []
 
 
 def test_resolve_follows_aliases_and_labels_and_names_the_known_ones(uri, adapter):
     with pytest.raises(NotFoundError, match="nothing is published there"):
         resolve(uri, "v0001")
-    first, second = publish(uri, draft(), adapter), publish(uri, draft(), adapter)
+    first, second = publish(uri, make_draft(), adapter), publish(uri, make_draft(), adapter)
     move_alias(uri, "final", "v0001")
     assert resolve(uri, "final") == first
     move_alias(uri, "final", "v0002")
@@ -130,7 +108,7 @@ def test_resolve_follows_aliases_and_labels_and_names_the_known_ones(uri, adapte
 
 
 def test_move_alias_keeps_every_move_and_writes_nothing_when_it_points_there_already(uri, adapter):
-    publish(uri, draft(), adapter), publish(uri, draft(), adapter)
+    publish(uri, make_draft(), adapter), publish(uri, make_draft(), adapter)
     for label in ("v0001", "v0002", "v0002", "v0001"):
         move_alias(uri, "final", label)
     move_alias(uri, "candidate", "v0002")
@@ -148,7 +126,7 @@ def test_move_alias_keeps_every_move_and_writes_nothing_when_it_points_there_alr
 
 
 def test_move_alias_refuses_an_unpublished_version_and_a_name_like_a_version(uri, adapter):
-    publish(uri, draft(), adapter)
+    publish(uri, make_draft(), adapter)
     with pytest.raises(NotFoundError, match="v0009"):
         move_alias(uri, "final", "v0009")
     with pytest.raises(ConfigError, match="looks like a version"):
@@ -159,7 +137,7 @@ def test_move_alias_refuses_an_unpublished_version_and_a_name_like_a_version(uri
 
 
 def test_concurrent_moves_of_different_aliases_lose_nothing(uri, adapter):
-    publish(uri, draft(), adapter)
+    publish(uri, make_draft(), adapter)
     names = [f"alias{index}" for index in range(8)]
     barrier = threading.Barrier(len(names))
 
@@ -175,7 +153,7 @@ def test_concurrent_moves_of_different_aliases_lose_nothing(uri, adapter):
 
 
 def test_move_alias_gives_up_when_others_always_win(uri, adapter, monkeypatch):
-    publish(uri, draft(), adapter)
+    publish(uri, make_draft(), adapter)
     calls = []
 
     def losing_write(place, data, if_match=None):
@@ -189,15 +167,15 @@ def test_move_alias_gives_up_when_others_always_win(uri, adapter, monkeypatch):
 
 
 def test_promote_needs_force_for_an_unverifiable_version(uri, adapter):
-    publish(uri, draft(verifiable=False), adapter)
-    with pytest.raises(VerificationError, match="--force"):
+    publish(uri, make_draft(verifiable=False), adapter)
+    with pytest.raises(VerificationError, match="force=True"):
         promote(uri, "final", "v0001")
     assert read_aliases(uri).mapping == {}
     assert promote(uri, "final", "v0001", force=True).mapping == {"final": "v0001"}
 
 
 def test_damaged_records_are_named(uri, adapter):
-    version = publish(uri, draft(), adapter)
+    version = publish(uri, make_draft(), adapter)
     storage.write_bytes(
         f"{uri}/v0002/version.json",
         json.dumps(dataclasses.asdict(version)).encode(),

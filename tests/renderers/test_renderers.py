@@ -5,20 +5,14 @@ import pytest
 from raydistill import renderers
 from raydistill.core.errors import ConfigError, NotFoundError
 from raydistill.types import ModelInput
-from tests.tiny import make_tiny_tokenizer
 
 USER = [{"role": "user", "content": "Where is my order?"}]
 END = 2  # <|im_end|>
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 @pytest.fixture
-def tokenizer(folder):
-    return renderers.load_tokenizer(folder)
+def tokenizer(tokenizer_dir):
+    return renderers.load_tokenizer(tokenizer_dir)
 
 
 def test_chat_prompt_is_the_templates_own_when_built(tokenizer):
@@ -63,8 +57,8 @@ def test_end_of_turn_comes_first_when_end_of_sequence_is_another_token(tokenizer
     assert renderers.get_renderer("raw", tokenizer).get_stop_sequences() == [0]
 
 
-def test_template_digest_differs_when_template_or_its_effect_differs(folder):
-    first, again, other, defaulted = (renderers.load_tokenizer(folder) for _ in range(4))
+def test_template_digest_differs_when_template_or_its_effect_differs(tokenizer_dir):
+    first, again, other, defaulted = (renderers.load_tokenizer(tokenizer_dir) for _ in range(4))
     other.chat_template = other.chat_template.replace("assistant\n", "assistant\n\n")
     defaulted.chat_template = (
         "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + first.chat_template
@@ -89,12 +83,11 @@ def test_template_digest_is_there_when_the_template_refuses_a_role_or_reads_the_
     assert renderer.template_digest == renderers.get_renderer("chat", tokenizer).template_digest
 
 
-def test_tokenizer_digest_is_stable_when_used_and_differs_for_another_vocabulary(folder, tokenizer):
+def test_tokenizer_digest_is_stable_when_used_and_differs_for_another_vocabulary(tokenizer_dir, tokenizer):
     before = renderers.tokenizer_digest(tokenizer)
     tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=4)
-    assert (
-        renderers.tokenizer_digest(tokenizer) == before == renderers.tokenizer_digest(renderers.load_tokenizer(folder))
-    )
+    again = renderers.load_tokenizer(tokenizer_dir)
+    assert renderers.tokenizer_digest(tokenizer) == before == renderers.tokenizer_digest(again)
     tokenizer.add_tokens(["<new>"])
     assert renderers.tokenizer_digest(tokenizer) != before
 

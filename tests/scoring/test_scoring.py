@@ -13,22 +13,12 @@ from raydistill.scoring.arms import chunk_rows, open_arm, shared_prefix
 from raydistill.scoring.logprobs import completion_logprobs, kl_per_token
 from raydistill.scoring.model import load_model
 from raydistill.scoring.probe import build_probe
-from tests.tiny import make_tiny_model
+from tests.plain_passes import plain_logprobs
 from tests.tiny_adapter import make_tiny_adapter
 
 PROMPTS = [[7, 8, 9, 10, 11, 12], [7, 8, 9, 10, 3], [7, 8, 9, 10, 200, 4, 5, 6, 7, 8, 9], [7, 8, 9, 10, 11, 50, 60]]
 RESPONSES = [[20, 21, 2], [30, 31, 32, 33, 34, 35, 36, 37, 2], [2], [90, 91, 92, 93, 94, 2]]
 ROWS = list(zip(PROMPTS, RESPONSES, strict=True))
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter_dir(model_dir, tmp_path_factory):
-    return make_tiny_adapter(model_dir, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +29,6 @@ def base(model_dir):
 @pytest.fixture(scope="module")
 def adapted(model_dir, adapter_dir):
     return load_model(model_dir, adapter_dir)
-
-
-@torch.inference_mode()
-def plain_logprobs(model, prompt, response):
-    """The yardstick: one row, no padding, no cache, no mask of ours."""
-    logits = model(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]
-    return torch.log_softmax(logits[len(prompt) - 1 : -1].float(), dim=-1)
 
 
 @pytest.mark.parametrize(

@@ -8,32 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs.runtime import ClusterConfig, connect, disconnect
 from raydistill.core.errors import ConflictError, DatasetError, TrainingError
 from raydistill.training.batches import EncodedRow
 from raydistill.training.config import TrainConfig
 from raydistill.training.fit import FitResult, choose_dtype, fit, has_bfloat16_units
 from raydistill.training.rundir import read_metrics
-from tests import tiny
+from tests.tiny import make_tiny_model
 
 ANSWERS = [[100, 101, 102, 2], [101, 101, 2], [102, 2]]
 ROWS = [EncodedRow(f"r{index}", [1, 20 + index, 30, 3 * index], ANSWERS[index % 3]) for index in range(40)]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    import ray
-
-    ours = not ray.is_initialized()
-    connect(ClusterConfig.model_validate({"object_store_mib": 100}))
-    yield
-    if ours:
-        disconnect(ClusterConfig.model_validate({}))
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny.make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def _config(model_dir: str, log_path: Path, **changes) -> TrainConfig:
@@ -102,7 +85,7 @@ def _check_records(folder: Path, result: FitResult) -> None:
 
 
 def test_training_fails_with_its_reason_when_the_loss_is_not_finite(cluster, tmp_path):
-    broken = tiny.make_tiny_model(tmp_path / "broken")
+    broken = make_tiny_model(tmp_path / "broken")
     tensors = load_file(tmp_path / "broken" / "model.safetensors")
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})

@@ -7,15 +7,10 @@ from raydistill.training.batches import EncodedRow, pack
 from raydistill.training.losses import completion_loss_sum, scale_to_step
 from raydistill.training.model import check_packing, forward_packed, load_student
 from raydistill.training.steps import learning_rate_at
-from tests import tiny
+from tests.tiny import VOCAB_SIZE
 
 CPU = torch.device("cpu")
 ROWS = [EncodedRow("a", [5, 6, 7], [8, 9]), EncodedRow("b", [50], [60, 61, 62]), EncodedRow("c", [9] * 20, [1])]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny.make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -28,7 +23,7 @@ def test_packed_logits_are_those_of_each_row_alone(model_dir, dtype):
             for row in ROWS
         ]
     ).float()
-    assert logits.dtype == torch.float32 and logits.shape == (6, tiny.VOCAB_SIZE)
+    assert logits.dtype == torch.float32 and logits.shape == (6, VOCAB_SIZE)
     torch.testing.assert_close(logits, expected, atol=1e-4 if dtype == "float32" else 0.3, rtol=0)
     assert check_packing(model, ROWS, dtype, CPU) < (1e-3 if dtype == "float32" else 0.3)
 

@@ -9,32 +9,30 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from raydistill.training.batches import rows_of_step
-from tests import tiny
 from tests.training import workers
 
 CASES = [(num_workers, stage) for num_workers, stages in workers.STAGES.items() for stage in stages]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(model_dir, tmp_path_factory):
     """The folder of results of 1, 2 and 3 workers; all resume from what two workers in stage 2 saved."""
     folder = tmp_path_factory.mktemp("trained")
-    model_dir = tiny.make_tiny_model(folder / "base")
-    checkpoint = folder / "out" / "workers2-stage2" / "checkpoint"
-    workers.run_workers(workers.train_all_stages, 2, model_dir, str(folder / "out"), None)
+    checkpoint = folder / "workers2-stage2" / "checkpoint"
+    workers.run_workers(workers.train_all_stages, 2, model_dir, str(folder), None)
     for num_workers in (1, 3):
-        workers.run_workers(workers.train_all_stages, num_workers, model_dir, str(folder / "out"), str(checkpoint))
+        workers.run_workers(workers.train_all_stages, num_workers, model_dir, str(folder), str(checkpoint))
     return folder
 
 
 def _folder(trained, num_workers: int, stage: int):
-    return trained / "out" / f"workers{num_workers}-stage{stage}"
+    return trained / f"workers{num_workers}-stage{stage}"
 
 
 @pytest.fixture(scope="module")
-def plain(trained) -> tuple[dict[str, torch.Tensor], float]:
+def plain(model_dir) -> tuple[dict[str, torch.Tensor], float]:
     """Gradients and loss of the first step by plain PEFT: row by row, no packing, no DeepSpeed."""
-    model = workers.make_student(str(trained / "base"))
+    model = workers.make_student(model_dir)
     rows = workers.make_rows()
     step = [rows[index] for index in rows_of_step(workers._plan(), 0)]
     losses, count = [], 0
@@ -90,7 +88,7 @@ def _in_peft(name: str) -> str:
     return name.replace(".weight", ".default.weight")
 
 
-def test_saved_adapter_loads_in_plain_peft_when_training_wrote_it(trained):
+def test_saved_adapter_loads_in_plain_peft_when_training_wrote_it(trained, model_dir):
     adapter = _folder(trained, 2, 3) / "checkpoint" / "adapter"
     assert sorted(file.name for file in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -101,7 +99,7 @@ def test_saved_adapter_loads_in_plain_peft_when_training_wrote_it(trained):
     }  # fmt: skip
     tensors = load_file(adapter / "adapter_model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.float32}
-    base = AutoModelForCausalLM.from_pretrained(trained / "base")
+    base = AutoModelForCausalLM.from_pretrained(model_dir)
     tokens = torch.tensor([[5, 9, 200, 31]])
     before = base(tokens).logits
     loaded = PeftModel.from_pretrained(base, str(adapter))

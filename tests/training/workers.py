@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch.multiprocessing
 from safetensors.torch import save_file
 
 from raydistill.training.batches import EncodedRow, plan_steps, rows_of_step
+from tests.loopback import free_port
 
 SEED, RANK, ALPHA, RATE = 3, 4, 8, 0.01
 STEPS, SAVED_AT = 4, 2
@@ -41,10 +41,7 @@ def make_student(model_dir: str):
 
 def run_workers(function, num_workers: int, *args) -> None:
     """Call function(rank, num_workers, *args) in so many processes with a process group, and wait for all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_enter, (num_workers, port, function, args), nprocs=num_workers)
+    torch.multiprocessing.spawn(_enter, (num_workers, free_port(), function, args), nprocs=num_workers)
 
 
 def _enter(rank: int, num_workers: int, port: int, function, args) -> None:

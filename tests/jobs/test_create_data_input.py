@@ -1,0 +1,89 @@
+"""What create_data makes of its input before Ray starts: bad input is refused, and the rows to ask are chosen."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import create_data
+from raydistill.core.errors import ConfigError
+from raydistill.engine.config import EngineConfig
+from raydistill.queries.read import read_queries
+from tests.jobs.create_data_desk import Desk, contents
+from tests.processes import run_job
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_examples": 13}, "12 queries x num_samples=1 give 12"),
+        ({"num_examples": 25, "num_samples": 2}, "give 24"),
+        ({"queries": "missing.jsonl"}, "queries: missing.jsonl does not exist"),
+        ({"prompt": "missing.md"}, "prompt: missing.md does not exist"),
+        ({"teacher_model": "no/such/folder"}, "no/such/folder"),
+        ({"output_file": "gs://bucket/x"}, "gs://bucket/x"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(
+    tmp_path: Path, model_dir: str, changes: dict[str, Any], expected: str
+) -> None:
+    desk = Desk(tmp_path, model_dir, [f"Bad {index}" for index in range(12)])
+    before = contents(tmp_path)
+    with pytest.raises((ConfigError, LookupError), match=expected):
+        create_data.run(desk.config(**changes))
+    assert contents(tmp_path) == before
+
+
+def test_bad_input_names_all_faults_together(tmp_path: Path, model_dir: str) -> None:
+    desk = Desk(tmp_path, model_dir, ["a"])
+    with pytest.raises(ConfigError) as caught:
+        create_data.run(desk.config(prompt="missing.md", num_examples=5, teacher_model="no/such/folder"))
+    for part in ("missing.md", "num_examples: 5", "no/such/folder"):
+        assert part in str(caught.value)
+
+
+def test_bad_input_a_place_that_holds_something_else(tmp_path: Path, model_dir: str) -> None:
+    desk = Desk(tmp_path, model_dir, [f"Place {index}" for index in range(12)])
+    desk.output.mkdir()
+    (desk.output / "thesis.txt").write_text("years of work")
+    file = tmp_path / "mine.jsonl"
+    file.write_text("{}")
+    for output in (desk.output, file, desk.prompt):
+        with pytest.raises(ConfigError, match="output_file"):
+            create_data.run(desk.config(output_file=str(output)))
+
+
+def test_bad_input_a_prompt_that_leaves_no_room(tmp_path: Path, model_dir: str) -> None:
+    desk = Desk(tmp_path, model_dir, [f"Room {index}" for index in range(12)])
+    desk.prompt.write_text("many words " * 100)
+    with pytest.raises(ConfigError, match=r"teacher\.max_model_len"):
+        create_data.run(desk.config(), engine=EngineConfig(max_model_len=128))
+    assert not desk.output.exists()
+
+
+def test_main_ends_with_status_2_and_every_fault(tmp_path: Path, model_dir: str) -> None:
+    desk = Desk(tmp_path, model_dir, ["a"])
+    arguments = [
+        f"output_file={desk.output}",
+        "temperatur=0.5",
+        "num_examples=zero",
+        f"prompt={desk.prompt}",
+        "top_p=3",
+    ]
+    ended = run_job("create_data", *arguments)
+    assert ended.returncode == 2
+    for part in ("temperatur", "temperature", "num_examples", "top_p", "teacher_model", "queries"):
+        assert part in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not desk.output.exists()
+
+
+def test_rows_of_a_seed_are_the_first_of_a_larger_number(tmp_path: Path, model_dir: str) -> None:
+    desk = Desk(tmp_path, model_dir, [f"Order {index}" for index in range(50)])
+    small = create_data.make_plan(desk.config(num_examples=20)).rows
+    large = create_data.make_plan(desk.config(num_examples=80, num_samples=2)).rows
+    assert large[:20] == small
+    assert Counter(row.sample_index for row in large) == {0: 50, 1: 30}
+    queries = read_queries(desk.queries)
+    assert [row.query for row in create_data.make_plan(desk.config(num_examples=50)).rows] != queries

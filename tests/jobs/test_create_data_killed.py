@@ -1,0 +1,70 @@
+"""create_data killed with all its processes and run again, on clusters of its own: nothing is lost or doubled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raydistill.core import storage
+from raydistill.core.errors import DatasetError
+from raydistill.dataset.read import read_examples, read_manifest
+from tests.jobs.create_data_desk import Desk, num_asked
+from tests.moto_bucket import open_bucket
+from tests.processes import ROOT
+
+KILLED_RUN = """
+import sys
+import ray
+from jobs import create_data
+from tests.teacher import hash_teacher
+config = create_data.CreateDataConfig.model_validate_json(sys.argv[1])
+ray.init(num_cpus=8, object_store_memory=100 * 2**20, include_dashboard=False,
+         runtime_env={"env_vars": {"PYTHONPATH": sys.argv[3]}})
+handle = hash_teacher.start(config.teacher_model, sys.argv[2], delay_seconds=1.0)
+create_data.run(config, handle, on_progress=lambda done, total: print("done", done, flush=True))
+"""
+
+
+def test_create_data_killed_in_the_middle_loses_and_doubles_nothing(tmp_path: Path, model_dir: str) -> None:
+    num_rows, commit_rows, kill_at = 120, 10, 20
+    desk = Desk(tmp_path, model_dir, [f"Killed {index} ü" for index in range(num_rows)])
+    log = tmp_path / "asked"
+    with open_bucket("killed") as bucket:
+        output = f"{bucket}/data/out.jsonl"
+        config = desk.config(num_examples=num_rows, commit_rows=commit_rows, concurrency=8, output_file=output)
+
+        def start() -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", KILLED_RUN, config.model_dump_json(), str(log), str(ROOT)]
+            quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+            return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
+
+        process = start()
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith("done") and int(line.split()[1]) >= kill_at:
+                    break
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=30)
+        time.sleep(2)  # its workers notice that it is gone
+        assert kill_at <= num_asked(log) < num_rows, "it was killed in the middle"
+        assert not read_manifest(output).finished
+        assert not storage.exists(output)
+        with pytest.raises(DatasetError, match="not finished"):
+            read_examples(output)
+
+        start().communicate(timeout=300)
+        examples, manifest = read_examples(output)
+        lines = [json.loads(line)["messages"] for line in storage.read_bytes(output).splitlines()]
+    assert manifest is not None
+    assert len({example.id for example in examples}) == num_rows == len(examples)
+    assert sum(shard.rows for shard in manifest.answers) == num_rows, "every id is in the ledger once"
+    assert lines == [[*item.messages, {"role": "assistant", "content": item.response}] for item in examples]
+    # What was in work when it was killed: a block with each of two actors, and some that were waiting to be written.
+    assert num_rows <= num_asked(log) <= num_rows + 6 * commit_rows
