@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from jobs import evaluate
+from jobs.task import load
 from raydistill.client.service import ServiceClient
 from raydistill.core.errors import ConfigError, NotFoundError
 from raydistill.core.prompts import load_prompt
 from raydistill.core.records import TokenRequest
+from raydistill.evaluation.config import EvaluateConfig
 from raydistill.registry.aliases import move_alias
 from raydistill.registry.publish import publish
 from raydistill.scoring.model import load_model
@@ -101,6 +103,51 @@ def test_evaluates_over_http_collects_the_reference_once_and_writes_the_report(s
     assert with_p
     evaluate.main([str(folder / "task.toml"), f"student_url={url}", "kl=false"])
     assert [row for row in endpoint.rows if len(row.tokens) > 100 and row.temperature == 1] == with_p
+
+
+def _read(folder, *arguments):
+    task, sections = load([str(folder / "task.toml"), *arguments], {"evaluate": EvaluateConfig}, "evaluate")
+    return sections["evaluate"], task
+
+
+@pytest.fixture
+def asked(served, model_dir, tmp_path):
+    """A task of its own whose reference was collected; yields (folder, URL of the teacher)."""
+    folder, url, _ = served
+    for name in ("prompt.md", "queries.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "task.toml").write_text(TASK.format(model=model_dir, root=tmp_path / "root"))
+    evaluate.get_reference(*_read(tmp_path, f"teacher_url={url}"))
+    return tmp_path, url
+
+
+def test_a_reference_is_used_again_where_nothing_changed(asked, served):
+    folder, _ = asked
+    before = len(served[2].rows)
+    reference = evaluate.get_reference(*_read(folder, "concurrency=5"))
+    assert len(reference.greedy) == len(reference.queries) >= 4
+    assert len(served[2].rows) == before
+
+
+@pytest.mark.parametrize(
+    "changed", ["evaluate.max_tokens", "evaluate.num_queries", "evaluate.seed", "task.queries", "task.prompt"]
+)
+def test_a_reference_that_was_asked_otherwise_is_never_taken(asked, served, changed):
+    folder, url = asked
+    table, _, key = changed.partition(".")
+    if table == "evaluate":
+        arguments = [f"{key}=3"]
+    else:
+        arguments = []
+        file = folder / ("prompt.md" if key == "prompt" else "queries.jsonl")
+        more = "Be brief.\n" if key == "prompt" else "".join(f'{{"text": "Where is box {i}?"}}\n' for i in range(40))
+        file.write_text(file.read_text() + more)
+    with pytest.raises(ConfigError, match=f"another {changed};.*teacher_url="):
+        evaluate.get_reference(*_read(folder, *arguments))
+    before = len(served[2].rows)
+    evaluate.get_reference(*_read(folder, *arguments, f"teacher_url={url}"))
+    assert len(served[2].rows) > before
+    assert evaluate.find_reference(*_read(folder, *arguments))[1] == []
 
 
 def test_bad_keys_and_names_are_refused_before_anything_is_asked(served):
