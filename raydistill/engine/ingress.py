@@ -8,12 +8,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.errors import NotFoundError
+from raydistill.core.prompts import message_faults
 from raydistill.core.records import TokenRequest, TokenResult
 from raydistill.core.wire import encode_sample_response
 from raydistill.engine import sampling
@@ -43,6 +44,15 @@ class ChatRequest(BaseModel):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     user: str | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _messages_are_whole(cls, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Refuse what the engine would render as an empty or unknown turn."""
+        faults = message_faults(messages)
+        if faults:
+            raise ValueError("; ".join(faults))
+        return messages
 
 
 @app.middleware("http")
