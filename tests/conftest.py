@@ -39,7 +39,8 @@ def adapter_dir(model_dir, tmp_path_factory):
 def cluster():
     """A Ray cluster for one file: the world's where that is up, else one that ends with the file.
 
-    It ends with the file, because the world needs a larger one and would take over what it finds.
+    It ends with the file, because the world needs a larger one and would take over what it finds. The value says
+    whether it is the file's own.
     """
     import ray
 
@@ -47,7 +48,7 @@ def cluster():
     ours = not ray.is_initialized()
     try:
         connect(config)
-        yield
+        yield ours
     finally:
         if ours:
             disconnect(config)

@@ -12,6 +12,7 @@ from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletio
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm import SamplingParams, TokensPrompt
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -46,10 +47,8 @@ class TokenServer(LLMServer):
         """
         try:
             request = ChatCompletionRequest(**fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"][:3]))
-            yield {"error": {"message": f"{where}: {first['msg']}", "type": "BadRequestError", "code": 400}}
+        except (ValidationError, VLLMValidationError) as error:
+            yield {"error": {"message": _describe_refusal(error), "type": "BadRequestError", "code": 400}}
             return
         async for part in await self.chat(request):
             for item in part if isinstance(part, list) else [part]:
@@ -146,6 +145,14 @@ class TokenServer(LLMServer):
         if final is None:
             raise RuntimeError("the engine ended the request without an answer")
         return make_result(row, final, name, time.perf_counter() - start)
+
+
+def _describe_refusal(error: ValidationError | VLLMValidationError) -> str:
+    """Return what is wrong with a request in one line, the field first where it is known."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'][:3]))}: {first['msg']}"
 
 
 def sampling_params(row: TokenRequest) -> SamplingParams:

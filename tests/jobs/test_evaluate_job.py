@@ -1,12 +1,13 @@
 """`jobs.evaluate` over HTTP: tiny real models behind the token-level protocol on a loopback socket."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
 
 from jobs import evaluate
-from jobs.task import load
+from jobs.task import TaskConfig, load
 from raydistill.client.service import ServiceClient
 from raydistill.core.errors import ConfigError, NotFoundError
 from raydistill.core.prompts import load_prompt
@@ -21,6 +22,7 @@ from tests.client.protocol_server import Answer, State
 from tests.drafts import make_tiny_draft
 from tests.evaluation.tiny_endpoint import TinyEndpoint
 from tests.jsonl import write_jsonl
+from tests.tiny import make_tiny_model
 
 TASK = """
 [task]
@@ -105,9 +107,11 @@ def test_evaluates_over_http_collects_the_reference_once_and_writes_the_report(s
     assert [row for row in endpoint.rows if len(row.tokens) > 100 and row.temperature == 1] == with_p
 
 
-def _read(folder, *arguments):
+def _read(folder, *arguments) -> tuple[EvaluateConfig, TaskConfig]:
     task, sections = load([str(folder / "task.toml"), *arguments], {"evaluate": EvaluateConfig}, "evaluate")
-    return sections["evaluate"], task
+    config = sections["evaluate"]
+    assert task is not None and isinstance(config, EvaluateConfig)  # for the type checker
+    return config, task
 
 
 @pytest.fixture
@@ -130,7 +134,15 @@ def test_a_reference_is_used_again_where_nothing_changed(asked, served):
 
 
 @pytest.mark.parametrize(
-    "changed", ["evaluate.max_tokens", "evaluate.num_queries", "evaluate.seed", "task.queries", "task.prompt"]
+    "changed",
+    [
+        "evaluate.max_tokens",
+        "evaluate.min_tokens",
+        "evaluate.num_queries",
+        "evaluate.seed",
+        "task.queries",
+        "task.prompt",
+    ],
 )
 def test_a_reference_that_was_asked_otherwise_is_never_taken(asked, served, changed):
     folder, url = asked
@@ -148,6 +160,15 @@ def test_a_reference_that_was_asked_otherwise_is_never_taken(asked, served, chan
     evaluate.get_reference(*_read(folder, *arguments, f"teacher_url={url}"))
     assert len(served[2].rows) > before
     assert evaluate.find_reference(*_read(folder, *arguments))[1] == []
+
+
+def test_a_reference_of_another_teacher_is_never_taken_and_that_of_a_copy_is(asked, model_dir, tmp_path):
+    folder, _ = asked
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
+    assert evaluate.find_reference(*_read(folder, f"task.teacher_model={copy}"))[1] == []
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(ConfigError, match=r"another task\.teacher_model;.*teacher_url="):
+        evaluate.get_reference(*_read(folder, f"task.teacher_model={other}"))
 
 
 def test_bad_keys_and_names_are_refused_before_anything_is_asked(served):

@@ -1,11 +1,14 @@
+"""The student on packed rows: its logits are those of each row alone, and only its adapters are trained."""
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from raydistill.core.errors import TrainingError
 from raydistill.training import model as training_model
 from raydistill.training.batches import EncodedRow, pack
 from raydistill.training.losses import completion_loss_sum, scale_to_step
-from raydistill.training.model import check_packing, forward_packed, load_student
+from raydistill.training.model import SHAPE_MULTIPLE, check_packing, forward_packed, load_student
 from raydistill.training.steps import learning_rate_at
 from tests.tiny import VOCAB_SIZE
 
@@ -26,6 +29,38 @@ def test_packed_logits_are_those_of_each_row_alone(model_dir, dtype):
     assert logits.dtype == torch.float32 and logits.shape == (6, VOCAB_SIZE)
     torch.testing.assert_close(logits, expected, atol=1e-4 if dtype == "float32" else 0.3, rtol=0)
     assert check_packing(model, ROWS, dtype, CPU) < (1e-3 if dtype == "float32" else 0.3)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "whole"),
+    [
+        ([(20, 11)], False),
+        ([(20, 15), (10, 20)], False),  # both past one multiple
+        ([(SHAPE_MULTIPLE // 2, SHAPE_MULTIPLE // 2)] * 2, True),  # nothing to fill up
+    ],
+)
+def test_shapes_are_filled_up_and_the_fillers_change_and_add_no_logits(model_dir, lengths, whole):
+    rows = [
+        EncodedRow(f"r{row}", [5 + (7 * i + row) % 200 for i in range(prompt)], [9 + i + row for i in range(response)])
+        for row, (prompt, response) in enumerate(lengths)
+    ]
+    packed, student, seen = pack(rows), load_student(model_dir, 4, 4, 0, "float32"), []
+    assert {len(packed.tokens_T) % SHAPE_MULTIPLE == 0, len(packed.keep_N) % SHAPE_MULTIPLE == 0} == {whole}
+
+    def spy(**inputs):
+        seen.append((inputs["input_ids"].shape[1], len(inputs["logits_to_keep"])))
+        return student(**inputs)
+
+    with torch.inference_mode():
+        logits = forward_packed(spy, packed, "float32", CPU)
+        plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        alone = [
+            plain(torch.tensor([row.prompt_tokens + row.response_tokens])).logits[0, len(row.prompt_tokens) - 1 : -1]
+            for row in rows
+        ]
+    assert len(seen) == 1 and all(length % SHAPE_MULTIPLE == 0 for length in seen[0])
+    assert logits.shape == (len(packed.targets_N), VOCAB_SIZE)
+    torch.testing.assert_close(logits, torch.cat(alone), atol=1e-4, rtol=0)
 
 
 def test_packing_is_refused_when_rows_see_each_other(model_dir, monkeypatch):
