@@ -129,7 +129,7 @@ use_environment() {
   export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local
   # Whoever can reach a Ray cluster can run code on it: other users of this machine need the token.
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$STATE/token"
-  export RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 RAY_TRAIN_V2_ENABLED=1
+  export PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 RAY_TRAIN_V2_ENABLED=1
   # As jobs/runtime.py does for a cluster of its own: replicas start one after the other, few idle workers stay.
   export RAY_worker_maximum_startup_concurrency="$NODE_CPUS" RAY_num_workers_soft_limit=2
   export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"

@@ -61,7 +61,7 @@ def wait_for_version(url: str, alias: str, version: Version) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            status = read_status(url)
+            status: dict[str, Any] = read_status(url)
         except (httpx.HTTPError, ValueError) as error:
             status = {"storage_error": f"{url}/status: {error}"}
         if status.get("aliases", {}).get(alias) == wanted:
