@@ -129,7 +129,7 @@ def run(
     cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
     # A replica holds two logical CPUs and the ingress one; the checkpoint's filter, reading and writing one each.
-    require("create_data", cpus=2 * engine.num_replicas + 1 + config.num_actors + 3)
+    require("create_data", cpus=2 * engine.num_replicas + 1 + config.num_actors + 3, cluster=cluster)
     start_http(cluster)
     from raydistill.teacher import app
 

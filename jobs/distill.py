@@ -94,7 +94,7 @@ def run(settings: Settings) -> dict[str, Any]:
     asked = _check_input(settings)
     with clock.stage("start"):
         connect(settings.cluster)
-        require("distill", cpus=_logical_cpus(settings))
+        require("distill", cpus=_logical_cpus(settings), cluster=settings.cluster)
         base_url = start_http(settings.cluster)
     _keep_prompt(settings.task)
     manifest, reference = _ask_teacher(settings, asked, clock)

@@ -36,6 +36,10 @@ class ClusterConfig(Section):
     """Port of the Serve front, on the loopback address."""
     shared_dir: str | None = None
     """A folder that every node sees, where there is more than one."""
+    max_cpus: int | None = Field(None, ge=1)
+    """Logical CPUs that a cluster can grow to by itself; Ray tells only what is there now."""
+    max_gpus: int | None = Field(None, ge=0)
+    """GPUs that a cluster can grow to by itself."""
 
 
 def connect(config: ClusterConfig) -> None:
@@ -112,15 +116,31 @@ def disconnect(config: ClusterConfig) -> None:
     ray.shutdown()
 
 
-def require(what: str, cpus: float = 0, gpus: float = 0, memory_bytes: float = 0) -> None:
+def require(
+    what: str,
+    cpus: float = 0,
+    gpus: float = 0,
+    memory_bytes: float = 0,
+    cluster: ClusterConfig | None = None,
+) -> None:
     """Refuse what the connected cluster can never have.
+
+    Args:
+        what: the job, for the message.
+        cpus: logical CPUs.
+        gpus: GPUs.
+        memory_bytes: memory that Ray reserves.
+        cluster: says what the cluster can grow to, where it does so by itself.
 
     Raises:
         CapacityError: with both numbers, before anything is started.
     """
     import ray
 
-    have = ray.cluster_resources()
+    have = dict(ray.cluster_resources())
+    if cluster is not None:
+        have["CPU"] = max(have.get("CPU", 0), cluster.max_cpus or 0)
+        have["GPU"] = max(have.get("GPU", 0), cluster.max_gpus or 0)
     wanted = {"CPU": cpus, "GPU": gpus, "memory": memory_bytes}
     short = [
         f"{wanted[key]:g} {key}, the cluster has {have.get(key, 0):g}"
@@ -129,7 +149,8 @@ def require(what: str, cpus: float = 0, gpus: float = 0, memory_bytes: float = 0
     ]
     if short:
         raise CapacityError(
-            f"{what} needs {'; '.join(short)}. Ask for less, or give the cluster more (cluster.num_cpus)."
+            f"{what} needs {'; '.join(short)}. Ask for less, or give the cluster more (cluster.num_cpus; "
+            "cluster.max_cpus and cluster.max_gpus where it grows by itself)."
         )
 
 

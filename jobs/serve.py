@@ -3,6 +3,7 @@
 python -m jobs.serve jobs/configs/triage.toml student.poll_seconds=5
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,13 @@ def start_student(task_config: task.TaskConfig, table: StudentTable) -> Any:
         return app.start(task_config.student_model, task_config.storage, engine, table.poll_seconds)
 
 
+def read_status(url: str) -> dict[str, Any]:
+    """Return what a student's front says of itself; the key is sent where there is one."""
+    key = os.environ.get("RAYDISTILL_API_KEY")
+    headers = {"x-api-key": key} if key else {}
+    return httpx.get(f"{url}/status", headers=headers, timeout=30).raise_for_status().json()
+
+
 def wait_for_version(url: str, alias: str, version: Version) -> None:
     """Wait until the student serves a version under an alias.
 
@@ -53,7 +61,7 @@ def wait_for_version(url: str, alias: str, version: Version) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            status: dict[str, Any] = httpx.get(f"{url}/status", timeout=10).raise_for_status().json()
+            status: dict[str, Any] = read_status(url)
         except (httpx.HTTPError, ValueError) as error:
             status = {"storage_error": f"{url}/status: {error}"}
         if status.get("aliases", {}).get(alias) == wanted:
@@ -75,10 +83,10 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("serve needs a task file: python -m jobs.serve jobs/configs/triage.toml")
     try:
         connect(cluster)
-        require("serve", cpus=2 * student.num_replicas + 1)
+        require("serve", cpus=2 * student.num_replicas + 1, cluster=cluster)
         url = start_http(cluster)
         start_student(found, student)
-        status = httpx.get(f"{url}/status", timeout=30).json()
+        status = read_status(url)
         for alias, exact in status["aliases"].items():
             print(f"{alias} -> {exact}")
         if not status["aliases"]:

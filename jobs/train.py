@@ -83,9 +83,10 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
     from raydistill.training.fit import check_rows, choose_dtype, decide, fit, wants_gpu
 
     check_rows(config, rows.train)
-    connect(cluster or ClusterConfig.model_validate({}))
+    cluster = cluster or ClusterConfig.model_validate({})
+    connect(cluster)
     gpus = config.num_workers if wants_gpu(config) else 0
-    require("train", cpus=config.num_workers * config.threads_per_worker, gpus=gpus)
+    require("train", cpus=config.num_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
     dtype = choose_dtype(config, gpus > 0)
     run_id = digest(decide(config, [*rows.train, *rows.validation], student.model_dir, dtype))[:12]
     for version in list_versions(output_uri):

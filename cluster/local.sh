@@ -1,0 +1,242 @@
+#!/usr/bin/env bash
+# A Ray cluster of several nodes on this machine, with an S3 server and the student's application, all on loopback.
+#
+#   cluster/local.sh up                      start it; ends when the student answers
+#   cluster/local.sh submit [TASK.toml] [table.key=value ...]
+#                                            distil a task on it (default: jobs/configs/triage.toml)
+#   cluster/local.sh status                  what runs, and what the student serves
+#   cluster/local.sh down                    stop what `up` started, and nothing else
+#
+# Settings: WORKERS (2), NODE_CPUS (6, logical), GCS_PORT, DASHBOARD_PORT, S3_PORT; RAYDISTILL_BIN (.venv/bin) and
+# RAYDISTILL_STATE (.raydistill/cluster: ids, logs, token). The S3 server keeps its objects in memory: they end with it.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+BIN=${RAYDISTILL_BIN:-$ROOT/.venv/bin}
+STATE=${RAYDISTILL_STATE:-$ROOT/.raydistill/cluster}
+WORKERS=${WORKERS:-2}
+NODE_CPUS=${NODE_CPUS:-6}
+GCS_PORT=${GCS_PORT:-6379}
+DASHBOARD_PORT=${DASHBOARD_PORT:-8265}
+S3_PORT=${S3_PORT:-9500}
+SERVE_PORT=8000       # serve.student.yaml says so too
+BUCKET=s3://raydistill # likewise
+URL=http://127.0.0.1:$SERVE_PORT
+DASHBOARD=http://127.0.0.1:$DASHBOARD_PORT
+START_SECONDS=300
+STOP_SECONDS=20 # Ray drains a node before it ends
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# --- processes: each is a session of its own, known by its id, its start and the machine's boot -------------------
+
+# Sets `words` to those of /proc/PID/stat after the name, which may hold blanks: state, ..., session (3), start (19).
+read_stat() { # PID
+  local line
+  words=()
+  { read -r line <"/proc/$1/stat"; } 2>/dev/null || return 1
+  read -r -a words <<<"${line##*) }"
+}
+
+start_of() { # PID
+  local words
+  read_stat "$1" && echo "${words[19]}"
+}
+
+boot_id() { cat /proc/sys/kernel/random/boot_id; }
+
+launch() { # NAME COMMAND...
+  local name=$1
+  shift
+  setsid "$@" >"$STATE/$name.log" 2>&1 </dev/null &
+  echo "$! $(start_of "$!") $(boot_id)" >"$STATE/$name.pid"
+}
+
+# The ids of what is left of NAME: its session's processes. Nothing where the id belongs to somebody else by now.
+members() { # NAME
+  local pid start boot file words
+  read -r pid start boot <"$STATE/$1.pid" || return 0
+  [[ $boot == "$(boot_id)" ]] || return 0
+  [[ ! -e /proc/$pid || $(start_of "$pid") == "$start" ]] || return 0
+  for file in /proc/[0-9]*; do
+    # Of a process that has ended but was not waited for (Z) there is nothing to stop.
+    read_stat "${file#/proc/}" || continue
+    if [[ ${words[3]} == "$pid" && ${words[0]} != Z ]]; then echo "${file#/proc/}"; fi
+  done
+}
+
+stop() { # NAME
+  local left pid deadline=$((SECONDS + STOP_SECONDS))
+  left=$(members "$1")
+  if [[ -n $left ]]; then
+    # The first one ends its children in order; what is left after a while is ended by id.
+    read -r pid _ <"$STATE/$1.pid"
+    kill -TERM "$pid" 2>/dev/null || true
+    while [[ -n $(members "$1") ]] && ((SECONDS < deadline)); do sleep 0.2; done
+    for pid in $(members "$1"); do kill -KILL "$pid" 2>/dev/null || true; done
+    echo "stopped $1"
+  fi
+  rm -f "$STATE/$1.pid"
+}
+
+# The names of what `up` started, those first that have to end first.
+names() {
+  local file name
+  for name in worker- head s3; do
+    for file in "$STATE/$name"*.pid; do
+      if [[ -e $file ]]; then basename "$file" .pid; fi
+    done
+  done
+}
+
+is_up() { [[ -n $(names) ]]; }
+
+# --- waiting -------------------------------------------------------------------------------------------------------
+
+port_open() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+get() { # URL: prints the answer; fails on anything but success
+  "$BIN/python" - "$1" <<'PYTHON'
+import os, sys, urllib.request
+request = urllib.request.Request(sys.argv[1], headers={"x-api-key": os.environ.get("RAYDISTILL_API_KEY", "")})
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+try:
+    print(opener.open(request, timeout=10).read().decode())
+except OSError as error:
+    sys.exit(f"{sys.argv[1]}: {error}")
+PYTHON
+}
+
+wait_for() { # NAME WHAT COMMAND...: until the command succeeds, or NAME has ended, or the time is over
+  local name=$1 what=$2 deadline=$((SECONDS + START_SECONDS))
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    [[ -n $(members "$name") ]] || fail "$what: $name ended. Its last lines ($STATE/$name.log):
+$(tail -n 5 "$STATE/$name.log")"
+    ((SECONDS < deadline)) || fail "$what: nothing after $START_SECONDS s. See $STATE/$name.log."
+    sleep 1
+  done
+}
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+use_environment() {
+  export PATH="$BIN:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+  export AWS_ENDPOINT_URL="http://127.0.0.1:$S3_PORT" AWS_DEFAULT_REGION=us-east-1
+  export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local
+  # Whoever can reach a Ray cluster can run code on it: other users of this machine need the token.
+  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$STATE/token"
+  export PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 RAY_TRAIN_V2_ENABLED=1
+  # As jobs/runtime.py does for a cluster of its own: replicas start one after the other, few idle workers stay.
+  export RAY_worker_maximum_startup_concurrency="$NODE_CPUS" RAY_num_workers_soft_limit=2
+  export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
+  export no_proxy="$NO_PROXY"
+}
+
+check_start() {
+  local program port variable
+  for program in python ray serve moto_server; do
+    [[ -x $BIN/$program ]] || fail "$BIN/$program is not there: run \`make setup\` first, or set RAYDISTILL_BIN."
+  done
+  ! is_up || fail "it is up already ($(names | tr '\n' ' ')): \`$0 status\` shows it, \`$0 down\` ends it."
+  for variable in GCS_PORT DASHBOARD_PORT S3_PORT SERVE_PORT; do
+    port=${!variable}
+    ! port_open "$port" || fail "port $port is in use: end what listens there$(
+      [[ $variable == SERVE_PORT ]] || echo ", or set $variable to another one"
+    )."
+  done
+}
+
+up() {
+  local index node
+  check_start
+  mkdir -p "$STATE"
+  use_environment
+  (umask 077 && "$BIN/python" -c 'import secrets; print(secrets.token_hex(32))' >"$STATE/token")
+  # Of its own and short: Ray's sockets lie in it, and the path of a socket has 107 bytes at most.
+  mktemp -d "${TMPDIR:-/tmp}/rd.XXXXXX" >"$STATE/temp_dir"
+  trap 'echo "stopping again; the logs stay in $STATE" >&2; down' EXIT # whatever fails from here on
+  cd "$ROOT"
+
+  launch s3 "$BIN/moto_server" -H 127.0.0.1 -p "$S3_PORT"
+  wait_for s3 "the S3 server" port_open "$S3_PORT"
+  "$BIN/python" -c 'import boto3, sys; boto3.client("s3").create_bucket(Bucket=sys.argv[1])' "${BUCKET#s3://}"
+  echo "S3 server: $AWS_ENDPOINT_URL, bucket $BUCKET"
+
+  node=(--block --node-ip-address=127.0.0.1 --num-cpus="$NODE_CPUS" --object-store-memory=$((300 * 1024 * 1024))
+    --temp-dir="$(<"$STATE/temp_dir")" --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
+  launch head "$BIN/ray" start --head --port="$GCS_PORT" --dashboard-host=127.0.0.1 \
+    --dashboard-port="$DASHBOARD_PORT" --ray-client-server-port=0 "${node[@]}"
+  wait_for head "Ray's head" port_open "$GCS_PORT"
+  wait_for head "Ray's dashboard" port_open "$DASHBOARD_PORT"
+  for ((index = 1; index <= WORKERS; index++)); do
+    launch "worker-$index" "$BIN/ray" start --address="127.0.0.1:$GCS_PORT" "${node[@]}"
+    wait_for "worker-$index" "Ray's worker $index" grep -q "Ray runtime started" "$STATE/worker-$index.log"
+  done
+  echo "Ray: 127.0.0.1:$GCS_PORT, dashboard $DASHBOARD, $((WORKERS + 1)) nodes"
+
+  "$BIN/serve" deploy --address "$DASHBOARD" cluster/serve.student.yaml >"$STATE/deploy.log" 2>&1 ||
+    fail "the student was not deployed: $(tail -n 5 "$STATE/deploy.log")"
+  wait_for head "the student" get "$URL/healthz"
+  echo "student: $URL"
+  trap - EXIT
+}
+
+down() {
+  local name
+  trap - EXIT
+  is_up || echo "nothing is up"
+  for name in $(names); do stop "$name"; done
+  if [[ -f $STATE/temp_dir ]]; then
+    name=$(<"$STATE/temp_dir")
+    [[ $name != */rd.?????? ]] || rm -rf "$name"
+    rm -f "$STATE/temp_dir" "$STATE/token"
+  fi
+}
+
+status() {
+  local name gone=0
+  is_up || fail "nothing is up: \`$0 up\` starts it."
+  for name in $(names); do
+    if [[ -n $(members "$name") ]]; then
+      echo "$name: runs, id $(cut -d' ' -f1 "$STATE/$name.pid")"
+    else
+      echo "$name: has ended, see $STATE/$name.log"
+      gone=1
+    fi
+  done
+  get "$URL/status" || gone=1
+  return "$gone"
+}
+
+submit() {
+  local task=$ROOT/jobs/configs/triage.toml
+  is_up || fail "nothing is up: \`$0 up\` starts it."
+  if (($#)) && [[ $1 != *=* ]]; then
+    [[ -f $1 ]] || fail "$1 is not there: give a task file."
+    task=$(realpath "$1")
+    shift
+  fi
+  use_environment
+  "$BIN/ray" job submit --address "$DASHBOARD" -- \
+    python -m jobs.distill "$task" "task.storage=$BUCKET" "student.url=$URL" "$@"
+}
+
+command=${1:-}
+(($#)) && shift
+case $command in
+  up | down | status) (($# == 0)) || fail "$command takes no arguments." ;;
+esac
+case $command in
+  up) up ;;
+  down) down ;;
+  status) status ;;
+  submit) submit "$@" ;;
+  *)
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
+    exit 2
+    ;;
+esac
