@@ -24,14 +24,13 @@ class Transport:
     def __init__(self, base_url: str, api_key: str | None) -> None:
         """Take a checked base URL (see `check_base_url`) and the key, None where the service has none."""
         self._base_url = base_url
+        is_here = is_loopback(urlsplit(base_url).hostname or "")
         self._client = httpx.AsyncClient(
             base_url=base_url,
             headers={"x-api-key": api_key} if api_key else {},
             timeout=httpx.Timeout(_LONG_POLL_SECONDS, connect=_CONNECT_TIMEOUT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            trust_env=not is_loopback(
-                urlsplit(base_url).hostname or ""
-            ),  # a proxy cannot reach this machine's own ports
+            trust_env=not is_here,  # a proxy cannot reach this machine's own ports
         )
 
     async def close(self) -> None:
