@@ -30,7 +30,7 @@ class Engine:
 
 def start(has_key):
     found = read_key() if has_key else None
-    run_application(make_ingress(found).bind(Engine.bind(), has_key), "front", "/", 60)
+    run_application(make_ingress(found).bind(Engine.bind(), has_key), "front", "/", 100)
 
 ray.init(num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
 logs = Path(ray._private.worker._global_node.get_logs_dir_path())
@@ -45,6 +45,7 @@ try:
     start(has_key=False)  # the job has a key, the application has none: as built elsewhere, from a Serve config file
 except ServiceError as error:
     told["replica"] = str(error)
+stop_application("front")
 start(has_key=True)
 url = f"http://127.0.0.1:{port}/status"
 sent = [{}, {"X-API-Key": "tml-wrong"}, {"X-API-Key": key}, {"Authorization": f"Bearer {key}"}]
