@@ -1,10 +1,12 @@
 """Ask a teacher with P in front of every query, and keep its good answers as a dataset without P.
 
-    python -m jobs.create_data output_file=/tmp/analyst.jsonl teacher_model=MODEL num_examples=1000 \
-        prompt=analyst.md queries=analyst.queries.jsonl
+    python -m jobs.create_data output_file=/tmp/triage.jsonl teacher_model=MODEL num_examples=1000 \
+        prompt=triage.md queries=triage.queries.jsonl
+    python -m jobs.create_data output_file=/tmp/analyst.jsonl teacher_model=MODEL num_examples=1000
     python -m jobs.create_data jobs/configs/triage.toml create_data.num_examples=20
 
-The same command again asks only what is not answered yet; a larger num_examples only adds.
+The same command again asks only what is not answered yet; a larger num_examples only adds. Where neither a task file
+nor prompt= nor queries= is given, P and queries are those of jobs/configs/analyst.toml.
 """
 
 import contextlib
@@ -287,7 +289,7 @@ def _shown(on_progress: Progress | None, total: int) -> Iterator[Progress]:
 def main(argv: Sequence[str]) -> None:
     """Run the job from a command line's arguments."""
     tables = {"create_data": CreateDataConfig, "teacher": EngineConfig, "cluster": ClusterConfig}
-    _, sections = task.load(argv, tables, "create_data")
+    _, sections = task.load(task.add_example(argv), tables, "create_data")
     config, engine, cluster = (sections[table] for table in tables)
     assert isinstance(config, CreateDataConfig) and isinstance(engine, EngineConfig)
     assert isinstance(cluster, ClusterConfig)

@@ -1,5 +1,6 @@
 """A task file and `key=value` arguments become the sections of a job's configuration."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from raydistill.core.errors import ConfigError
 from raydistill.core.uris import check_name, join
 
 TABLES = ("task", "create_data", "train", "evaluate", "teacher", "student", "cluster")
+EXAMPLE = Path(__file__).parent / "configs" / "analyst.toml"
 _PATHS = ("prompt", "queries")
+logger = logging.getLogger(__name__)
 
 
 class TaskConfig(Section):
@@ -62,6 +65,23 @@ def load(
     configuration.raise_faults(faults, "" if path is None else path)
     task = TaskConfig.model_validate(values["task"]) if values["task"] else None
     return task, {table: section.model_validate(values[table]) for table, section in tables.items()}
+
+
+def add_example(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with the example task's P, queries and num_samples, where they name neither P nor queries.
+
+    With one of the two given there is no default for the other: it would be answers to somebody else's questions.
+    """
+    path, given = configuration.parse_arguments(argv)
+    keys = {key.rpartition(".")[2] for key in given}
+    if path is not None or keys & set(_PATHS):
+        return list(argv)
+    logger.info("no prompt= and no queries=: taking those of the example task, %s", EXAMPLE)
+    example = configuration.read_toml(str(EXAMPLE))
+    added = {key: str(EXAMPLE.parent / example["task"][key]) for key in _PATHS}
+    if "num_samples" not in keys:
+        added["num_samples"] = example["create_data"]["num_samples"]
+    return [*argv, *(f"{key}={value}" for key, value in added.items())]
 
 
 Nested = dict[str, dict[str, Any]]

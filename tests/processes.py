@@ -1,5 +1,6 @@
 """Python in a process of its own: a job as a user starts it, or a few lines of code."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +8,26 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def run_job(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m jobs.<job>` in the project's folder and return how it ended."""
-    command = [sys.executable, "-m", f"jobs.{job}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+def run_job(
+    job: str, *arguments: str, cwd: Path = ROOT, timeout_seconds: float = 60, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m jobs.<job>`, in the project's folder or another one, and return how it ended."""
+    return subprocess.run(
+        [sys.executable, "-m", f"jobs.{job}", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+
+
+def ray_address() -> str:
+    """Return the address of the cluster this process is connected to, for a job's RAY_ADDRESS."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
 
 
 def run_code(code: str) -> str:

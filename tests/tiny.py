@@ -15,7 +15,7 @@ CORPUS = [
 VOCAB_SIZE = 384
 
 
-def make_tiny_tokenizer(folder: str | Path) -> str:
+def make_tiny_tokenizer(folder: str | Path, vocab_size: int = VOCAB_SIZE) -> str:
     """Save a byte-level BPE tokenizer with a ChatML template; returns the folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -24,7 +24,7 @@ def make_tiny_tokenizer(folder: str | Path) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from raydistill.client.sampling import Sampler
 from raydistill.client.transport import Transport, check_base_url
 from raydistill.core.errors import ConfigError, ServiceError
+from raydistill.core.keys import check_key, read_key
 from raydistill.core.models import resolve_model
 from raydistill.core.uris import parse_model_path
 from raydistill.renderers.tokenizer import load_tokenizer
@@ -59,10 +60,14 @@ class ServiceClient:
         Args:
             base_url: None reads RAYDISTILL_BASE_URL, and without it means http://127.0.0.1:8000.
             api_key: None reads RAYDISTILL_API_KEY; without it no key is sent.
+
+        Raises:
+            ConfigError: the address is none, or the key cannot be sent in a header.
         """
         self.base_url = check_base_url(base_url or os.environ.get("RAYDISTILL_BASE_URL") or DEFAULT_BASE_URL)
+        key = check_key(api_key, "api_key") if api_key else read_key()
         self._thread = _LoopThread()
-        self._transport = Transport(self.base_url, api_key or os.environ.get("RAYDISTILL_API_KEY"))
+        self._transport = Transport(self.base_url, key)
         self._session_numbers = itertools.count()
         self._session: tuple[str, asyncio.Semaphore] | None = None
         self._opening = asyncio.Lock()

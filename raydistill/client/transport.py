@@ -1,7 +1,6 @@
 """HTTP to one service: the key, errors in words, and retries that are bounded and never hot."""
 
 import asyncio
-import ipaddress
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from raydistill.core.errors import ConfigError, NotFoundError, ServiceError
+from raydistill.core.uris import is_loopback
 
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # between tries; one more try than there are waits
 _CONNECT_TIMEOUT_SECONDS = 5.0
@@ -24,12 +24,13 @@ class Transport:
     def __init__(self, base_url: str, api_key: str | None) -> None:
         """Take a checked base URL (see `check_base_url`) and the key, None where the service has none."""
         self._base_url = base_url
+        is_here = is_loopback(urlsplit(base_url).hostname or "")
         self._client = httpx.AsyncClient(
             base_url=base_url,
             headers={"x-api-key": api_key} if api_key else {},
             timeout=httpx.Timeout(_LONG_POLL_SECONDS, connect=_CONNECT_TIMEOUT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            trust_env=not _is_loopback(base_url),  # a proxy cannot reach this machine's own ports
+            trust_env=not is_here,  # a proxy cannot reach this machine's own ports
         )
 
     async def close(self) -> None:
@@ -108,14 +109,6 @@ def check_base_url(base_url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigError(f"base_url: {base_url!r} is no address of a service. Write http://HOST:PORT.")
     return base_url.rstrip("/")
-
-
-def _is_loopback(base_url: str) -> bool:
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _retry_after(answer: httpx.Response, wait_seconds: float) -> float:

@@ -1,5 +1,6 @@
-"""Names of places: storage URIs (a folder or s3://) and model paths (raydistill://name/alias)."""
+"""Names of places: storage URIs (a folder or s3://), model paths (raydistill://name/alias) and hosts."""
 
+import ipaddress
 import re
 from pathlib import Path
 
@@ -12,6 +13,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 def is_remote(uri: str) -> bool:
     """Return whether a storage URI lives in an object store."""
     return uri.startswith("s3://")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a host's ports; of a name other than localhost nothing is known."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def join(uri: str, *parts: str) -> str:

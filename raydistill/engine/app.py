@@ -12,23 +12,30 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.schema import ApplicationStatus
 
 from raydistill.core.errors import ServiceError
-from raydistill.engine.ingress import make_ingress
+from raydistill.core.keys import read_key
+from raydistill.engine.ingress import check_front, make_ingress
 
 ENGINE = "engine"  # the deployment's name in every application
 
 
 def build_application(llm_config: LLMConfig) -> serve.Application:
-    """Return the application: deployment `engine` behind the ingress with its OpenAI and token-level routes."""
+    """Return the application: deployment `engine` behind the ingress with its OpenAI and token-level routes.
+
+    Where RAYDISTILL_API_KEY is set here, every request has to carry it.
+    """
+    key = read_key()
     engine = build_llm_deployment(llm_config, override_serve_options={"name": ENGINE})
-    return make_ingress().bind(engine)
+    return make_ingress(key).bind(engine, key is not None)
 
 
 def run_application(app: serve.Application, name: str, route_prefix: str, timeout_seconds: float) -> DeploymentHandle:
     """Start an application and return the handle of its engine, when that is healthy.
 
     Raises:
+        ConfigError: Serve listens on a non-loopback address, and there is no key; nothing was started.
         ServiceError: it failed, or was not ready in time; it is stopped again.
     """
+    check_front(read_key() is not None)
     serve._run(app, name=name, route_prefix=route_prefix, _blocking=False)
     deadline = time.monotonic() + timeout_seconds
     while True:

@@ -1,8 +1,6 @@
 """The front of an application: the OpenAI chat route, the token-level routes, `/status`; no other route."""
 
-import hmac
 import json
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,11 +9,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from raydistill.core.errors import NotFoundError
+from raydistill.core.errors import ConfigError, NotFoundError
+from raydistill.core.keys import VARIABLE, hash_key, key_matches
 from raydistill.core.prompts import message_faults
 from raydistill.core.records import TokenRequest, TokenResult
+from raydistill.core.uris import is_loopback
 from raydistill.core.wire import encode_sample_response
 from raydistill.engine import sampling
 from raydistill.types import SampledSequence
@@ -24,6 +25,7 @@ MODEL_HEADER = "x-raydistill-model"
 MAX_IN_FLIGHT = 4000  # long polls occupy slots; with Serve's default of 5 they starve everything else
 
 app = FastAPI(title="raydistill", docs_url=None, redoc_url=None, openapi_url=None)
+app.state.key_hash = None  # set by make_ingress; Serve freezes the app with it and sends both to the replica
 
 
 class ChatRequest(BaseModel):
@@ -57,13 +59,38 @@ class ChatRequest(BaseModel):
 
 @app.middleware("http")
 async def check_key(request: Request, call_next: Any) -> Response:
-    """Refuse a request without the right key, on every route, where RAYDISTILL_API_KEY is set."""
-    key = os.environ.get("RAYDISTILL_API_KEY")
-    if key:
-        given = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), key.encode()):
-            return JSONResponse({"detail": "wrong or missing API key (x-api-key or Authorization: Bearer)"}, 401)
+    """Refuse a request without the right key, on every route, where the application has one."""
+    key_hash = request.app.state.key_hash
+    if key_hash is not None and not any(key_matches(given, key_hash) for given in _given_keys(request)):
+        detail = "wrong or missing API key (x-api-key or Authorization: Bearer)"
+        return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
     return await call_next(request)
+
+
+def _given_keys(request: Request) -> list[bytes]:
+    """Return the keys that a request carries, as the bytes that came in: headers need not be text."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    return [request.headers.get("x-api-key", "").encode("latin-1"), bearer.encode("latin-1")]
+
+
+def check_front(has_key: bool) -> None:
+    """Refuse a front that other machines can reach and nothing protects.
+
+    Asks Serve's controller, since the proxies listen where `http_options.host` says, not where an application says.
+
+    Raises:
+        ConfigError: Serve listens on a non-loopback address, and there is no key.
+    """
+    if has_key:
+        return
+    client = _get_global_client(raise_if_no_controller_running=False)
+    host = client.http_config.host if client is not None else None
+    if host is not None and not is_loopback(host):
+        raise ConfigError(
+            f"Serve listens on {host}, where other machines reach it, and there is no key. Set {VARIABLE} where the "
+            "application is built, or set http_options.host to 127.0.0.1."
+        )
 
 
 @app.exception_handler(NotFoundError)
@@ -81,8 +108,9 @@ async def engine_gone(_request: Request, _error: RayActorError) -> Response:
 class Ingress:
     """One process that speaks HTTP and hands rows to the engine's replicas."""
 
-    def __init__(self, engine: DeploymentHandle) -> None:
-        """Take the engine's handle."""
+    def __init__(self, engine: DeploymentHandle, has_key: bool = False) -> None:
+        """Take the engine's handle, and whether requests have to carry a key; see `check_front`."""
+        check_front(has_key)
         self._engine = engine
         self._futures = sampling.Futures(self._generate)
         self._known: dict[str, Any] | None = None
@@ -230,8 +258,12 @@ async def _events(first: str, rest: AsyncIterator[Any]) -> AsyncIterator[str]:
         yield part if isinstance(part, str) else f"data: {json.dumps(part)}\n\n"
 
 
-def make_ingress() -> serve.Deployment:
-    """Return the ingress deployment: one replica, since futures live in its process."""
+def make_ingress(key: str | None) -> serve.Deployment:
+    """Return the ingress deployment: one replica, since futures live in its process.
+
+    The key's hash travels in the application, not the key in a runtime environment, which Ray writes into its logs.
+    """
+    app.state.key_hash = hash_key(key) if key is not None else None
     deploy: Any = serve.deployment(
         name="ingress",
         num_replicas=1,
