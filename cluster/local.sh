@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A Ray cluster of several nodes on this machine, with an S3 server and the student's application, all on loopback.
+# Two Ray clusters on this machine that share only an S3 server, as in production: one of several nodes for jobs, one
+# of a single node for the student, which loads each new version by itself. All of it listens on loopback.
 #
 #   cluster/local.sh up                      start it; ends when the student answers
 #   cluster/local.sh submit [TASK.toml] [table.key=value ...]
@@ -7,8 +8,9 @@
 #   cluster/local.sh status                  what runs, and what the student serves
 #   cluster/local.sh down                    stop what `up` started, and nothing else
 #
-# Settings: WORKERS (2), NODE_CPUS (6, logical), GCS_PORT, DASHBOARD_PORT, S3_PORT; RAYDISTILL_BIN (.venv/bin) and
-# RAYDISTILL_STATE (.raydistill/cluster: ids, logs, token). The S3 server keeps its objects in memory: they end with it.
+# Settings: WORKERS (2), NODE_CPUS (6, logical), GCS_PORT, DASHBOARD_PORT, STUDENT_GCS_PORT, STUDENT_DASHBOARD_PORT,
+# S3_PORT, SHARED_DIR; STUDENT_CONFIG (cluster/serve.student.yaml), RAYDISTILL_BIN (.venv/bin) and RAYDISTILL_STATE
+# (.raydistill/cluster: ids, logs, token). The S3 server keeps its objects in memory: they end with it.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -18,9 +20,14 @@ WORKERS=${WORKERS:-2}
 NODE_CPUS=${NODE_CPUS:-6}
 GCS_PORT=${GCS_PORT:-6379}
 DASHBOARD_PORT=${DASHBOARD_PORT:-8265}
+STUDENT_GCS_PORT=${STUDENT_GCS_PORT:-6380}
+STUDENT_DASHBOARD_PORT=${STUDENT_DASHBOARD_PORT:-8266}
+STUDENT_CONFIG=${STUDENT_CONFIG:-$ROOT/cluster/serve.student.yaml}
 S3_PORT=${S3_PORT:-9500}
 SERVE_PORT=8000       # serve.student.yaml says so too
+JOB_SERVE_PORT=8001   # the teacher's front, on the jobs' cluster
 BUCKET=s3://raydistill # likewise
+SHARED_DIR=${SHARED_DIR:-${RAYDISTILL_CACHE:-$HOME/.cache/raydistill}} # the nodes of one machine see it: the demo model lies there
 URL=http://127.0.0.1:$SERVE_PORT
 DASHBOARD=http://127.0.0.1:$DASHBOARD_PORT
 START_SECONDS=300
@@ -85,7 +92,7 @@ stop() { # NAME
 # The names of what `up` started, those first that have to end first.
 names() {
   local file name
-  for name in worker- head s3; do
+  for name in worker- head student s3; do
     for file in "$STATE/$name"*.pid; do
       if [[ -e $file ]]; then basename "$file" .pid; fi
     done
@@ -142,22 +149,32 @@ check_start() {
     [[ -x $BIN/$program ]] || fail "$BIN/$program is not there: run \`make setup\` first, or set RAYDISTILL_BIN."
   done
   ! is_up || fail "it is up already ($(names | tr '\n' ' ')): \`$0 status\` shows it, \`$0 down\` ends it."
-  for variable in GCS_PORT DASHBOARD_PORT S3_PORT SERVE_PORT; do
+  for variable in GCS_PORT DASHBOARD_PORT STUDENT_GCS_PORT STUDENT_DASHBOARD_PORT S3_PORT SERVE_PORT JOB_SERVE_PORT; do
     port=${!variable}
     ! port_open "$port" || fail "port $port is in use: end what listens there$(
-      [[ $variable == SERVE_PORT ]] || echo ", or set $variable to another one"
+      [[ $variable == *SERVE_PORT ]] || echo ", or set $variable to another one"
     )."
   done
 }
 
+launch_head() { # NAME GCS_PORT DASHBOARD_PORT TEMP_DIR ARGUMENTS...
+  local name=$1 gcs_port=$2 dashboard_port=$3 temp_dir=$4
+  shift 4
+  launch "$name" "$BIN/ray" start --head --port="$gcs_port" --dashboard-host=127.0.0.1 \
+    --dashboard-port="$dashboard_port" --ray-client-server-port=0 --temp-dir="$temp_dir" "$@"
+  wait_for "$name" "Ray's head ($name)" port_open "$gcs_port"
+  wait_for "$name" "Ray's dashboard ($name)" port_open "$dashboard_port"
+}
+
 up() {
-  local index node
+  local index node temp_dir
   check_start
   mkdir -p "$STATE"
   use_environment
   (umask 077 && "$BIN/python" -c 'import secrets; print(secrets.token_hex(32))' >"$STATE/token")
-  # Of its own and short: Ray's sockets lie in it, and the path of a socket has 107 bytes at most.
+  # Of their own and short: Ray's sockets lie in them, and the path of a socket has 107 bytes at most.
   mktemp -d "${TMPDIR:-/tmp}/rd.XXXXXX" >"$STATE/temp_dir"
+  temp_dir=$(<"$STATE/temp_dir")
   trap 'echo "stopping again; the logs stay in $STATE" >&2; down' EXIT # whatever fails from here on
   cd "$ROOT"
 
@@ -167,20 +184,18 @@ up() {
   echo "S3 server: $AWS_ENDPOINT_URL, bucket $BUCKET"
 
   node=(--block --node-ip-address=127.0.0.1 --num-cpus="$NODE_CPUS" --object-store-memory=$((300 * 1024 * 1024))
-    --temp-dir="$(<"$STATE/temp_dir")" --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
-  launch head "$BIN/ray" start --head --port="$GCS_PORT" --dashboard-host=127.0.0.1 \
-    --dashboard-port="$DASHBOARD_PORT" --ray-client-server-port=0 "${node[@]}"
-  wait_for head "Ray's head" port_open "$GCS_PORT"
-  wait_for head "Ray's dashboard" port_open "$DASHBOARD_PORT"
+    --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
+  launch_head head "$GCS_PORT" "$DASHBOARD_PORT" "$temp_dir/jobs" "${node[@]}"
+  launch_head student "$STUDENT_GCS_PORT" "$STUDENT_DASHBOARD_PORT" "$temp_dir/student" "${node[@]}"
   for ((index = 1; index <= WORKERS; index++)); do
-    launch "worker-$index" "$BIN/ray" start --address="127.0.0.1:$GCS_PORT" "${node[@]}"
+    launch "worker-$index" "$BIN/ray" start --address="127.0.0.1:$GCS_PORT" --temp-dir="$temp_dir/jobs" "${node[@]}"
     wait_for "worker-$index" "Ray's worker $index" grep -q "Ray runtime started" "$STATE/worker-$index.log"
   done
-  echo "Ray: 127.0.0.1:$GCS_PORT, dashboard $DASHBOARD, $((WORKERS + 1)) nodes"
+  echo "Ray for jobs: 127.0.0.1:$GCS_PORT, dashboard $DASHBOARD, $((WORKERS + 1)) nodes"
 
-  "$BIN/serve" deploy --address "$DASHBOARD" cluster/serve.student.yaml >"$STATE/deploy.log" 2>&1 ||
+  "$BIN/serve" deploy --address "http://127.0.0.1:$STUDENT_DASHBOARD_PORT" "$STUDENT_CONFIG" >"$STATE/deploy.log" 2>&1 ||
     fail "the student was not deployed: $(tail -n 5 "$STATE/deploy.log")"
-  wait_for head "the student" get "$URL/healthz"
+  wait_for student "the student" get "$URL/healthz"
   echo "student: $URL"
   trap - EXIT
 }
@@ -222,7 +237,8 @@ submit() {
   fi
   use_environment
   "$BIN/ray" job submit --address "$DASHBOARD" -- \
-    python -m jobs.distill "$task" "task.storage=$BUCKET" "student.url=$URL" "$@"
+    python -m jobs.distill "$task" "task.storage=$BUCKET" "student.url=$URL" \
+    "cluster.http_port=$JOB_SERVE_PORT" "cluster.shared_dir=$SHARED_DIR" "$@"
 }
 
 command=${1:-}
