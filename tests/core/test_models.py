@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import raydistill
-from raydistill.core import models, storage
+from raydistill.core import models, s3, storage
 from raydistill.core.errors import ConfigError, NotFoundError, StorageError
 from tests.tiny import make_tiny_model
 
@@ -148,6 +148,7 @@ def bucket(monkeypatch):
     }.items():
         monkeypatch.setenv(key, value)
     storage._s3.cache_clear()
+    s3.session.cache_clear()
     try:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
@@ -159,6 +160,7 @@ def bucket(monkeypatch):
         yield "s3://models"
     finally:
         storage._s3.cache_clear()
+        s3.session.cache_clear()
         server.terminate()
         server.wait(timeout=10)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from raydistill.core import storage
+from raydistill.core import s3, storage
 
 
 @contextlib.contextmanager
@@ -29,6 +29,7 @@ def open_bucket(name: str) -> Iterator[str]:
     before = dict(os.environ)
     os.environ.update(settings)
     storage._s3.cache_clear()
+    s3.session.cache_clear()
     try:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
@@ -42,5 +43,6 @@ def open_bucket(name: str) -> Iterator[str]:
         os.environ.clear()
         os.environ.update(before)
         storage._s3.cache_clear()
+        s3.session.cache_clear()
         server.terminate()
         server.wait(timeout=10)
