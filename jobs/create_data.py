@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import Field
 
 from jobs import task
-from jobs.runtime import ClusterConfig, connect, require, run_main, start_http
+from jobs.places import Place, find_model, model_places
+from jobs.runtime import ClusterConfig, connect, require, require_shared, run_main, start_http
 from raydistill.core import storage
 from raydistill.core.config import Section
 from raydistill.core.errors import ConfigError, RaydistillError
-from raydistill.core.models import model_revision, resolve_model
+from raydistill.core.models import model_revision
+from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import Prompt, load_prompt
 from raydistill.core.records import Manifest, Query, digest
 from raydistill.core.uris import absolute, join
@@ -87,7 +89,7 @@ class CreateDataConfig(Section):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be asked and into which folder; made without Ray and without writing."""
+    """What is to be asked and into which folder; made without Ray, and nothing is written but a passing probe."""
 
     folder: str
     prompt: Prompt
@@ -130,6 +132,7 @@ def run(
     _check_length(plan, config, engine)
     cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
+    require_shared(list_places(config), cluster)
     # A replica holds two logical CPUs and the ingress one; the checkpoint's filter, reading and writing one each.
     require("create_data", cpus=2 * engine.num_replicas + 1 + config.num_actors + 3, cluster=cluster)
     start_http(cluster)
@@ -143,16 +146,23 @@ def run(
     return _finish(plan, config)
 
 
+def list_places(config: CreateDataConfig) -> list[Place]:
+    """Return the places that every node must see."""
+    return [("create_data.output_file", config.output_file), *model_places("teacher_model", config.teacher_model)]
+
+
 def make_plan(config: CreateDataConfig, queries: list[Query] | None = None) -> Plan:
-    """Return what is to be asked; everything about it that can be wrong is found here, without Ray or writing."""
+    """Return what is to be asked; everything about it that can be wrong is found here, without Ray; nothing is left."""
     faults: list[RaydistillError] = []
     prompt = _collect(faults, lambda: load_prompt(config.prompt))
     found = _collect(faults, lambda: queries if queries is not None else read_queries(config.queries))
     if found is not None:
         _collect(faults, lambda: check_count(found, config.num_examples, config.num_samples))
     output = _collect(faults, lambda: absolute(config.output_file))
+    if output is not None:
+        _collect(faults, lambda: check_storage(folder_of(output)))
     # Weights may have to be fetched, so only where nothing else is wrong.
-    model_dir = _collect(faults, lambda: resolve_model(config.teacher_model, weights=not faults))
+    model_dir = _collect(faults, lambda: find_model(config.teacher_model, weights=not faults))
     if faults:
         raise faults[0] if len(faults) == 1 else ConfigError("several faults:\n  - " + "\n  - ".join(map(str, faults)))
     assert prompt is not None and found is not None and model_dir is not None and output is not None

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import create_data, evaluate, task, train
 from jobs.create_data import CreateDataConfig
+from jobs.places import Place
 from jobs.progress import show_stage
-from jobs.runtime import ClusterConfig, connect, disconnect, require, run_main, start_http
+from jobs.runtime import ClusterConfig, connect, disconnect, require, require_shared, run_main, start_http
 from jobs.serve import StudentTable, start_student, wait_for_version
 from raydistill.client.service import ServiceClient
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError
+from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import load_prompt
 from raydistill.core.records import Manifest, Query, to_json
-from raydistill.core.uris import absolute, is_remote, join
+from raydistill.core.uris import absolute, join
 from raydistill.engine.config import EngineConfig
 from raydistill.evaluation.config import EvaluateConfig
 from raydistill.queries.read import read_queries
@@ -94,6 +96,7 @@ def run(settings: Settings) -> dict[str, Any]:
     asked = _check_input(settings)
     with clock.stage("start"):
         connect(settings.cluster)
+        require_shared(_list_places(settings), settings.cluster)
         require("distill", cpus=_logical_cpus(settings), cluster=settings.cluster)
         base_url = start_http(settings.cluster)
     _keep_prompt(settings.task)
@@ -124,8 +127,8 @@ def _check_input(settings: Settings) -> list[Query]:
             f"train.output_dir is {settings.train.output_dir}, but distill publishes to "
             f"{task_config.storage}/models/{task_config.name}, which the student serves: leave the key out."
         )
-    if not is_remote(task_config.storage):
-        storage.check_writable(absolute(task_config.storage))
+    check_storage(task_config.storage)
+    train.check_places(settings.train)
     load_prompt(task_config.prompt)
     asked, held_out = split_queries(read_queries(task_config.queries))
     if len(held_out) < settings.evaluate.num_queries:
@@ -136,6 +139,14 @@ def _check_input(settings: Settings) -> list[Query]:
     create_data.make_plan(settings.create_data, asked)
     train.check_model(settings.train)
     return asked
+
+
+def _list_places(settings: Settings) -> list[Place]:
+    return [
+        ("task.storage", settings.task.storage),
+        *create_data.list_places(settings.create_data),
+        *train.list_places(settings.train),
+    ]
 
 
 def _keep_prompt(task_config: task.TaskConfig) -> None:

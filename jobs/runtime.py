@@ -3,12 +3,13 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from jobs.places import Place, check_shared
 from raydistill.core.config import Section
 from raydistill.core.errors import (
     CapacityError,
@@ -35,11 +36,18 @@ class ClusterConfig(Section):
     http_port: int = Field(8000, ge=1, le=65535)
     """Port of the Serve front, on the loopback address."""
     shared_dir: str | None = None
-    """A folder that every node sees, where there is more than one."""
+    """A folder that every node sees, where there is more than one: outputs, datasets and models lie below it."""
     max_cpus: int | None = Field(None, ge=1)
     """Logical CPUs that a cluster can grow to by itself; Ray tells only what is there now."""
     max_gpus: int | None = Field(None, ge=0)
     """GPUs that a cluster can grow to by itself."""
+
+    @field_validator("shared_dir")
+    @classmethod
+    def _is_the_same_everywhere(cls, shared_dir: str | None) -> str | None:
+        if shared_dir is not None and not Path(shared_dir).is_absolute():
+            raise ValueError("write an absolute path, the same on every node")
+        return shared_dir
 
 
 def connect(config: ClusterConfig) -> None:
@@ -152,6 +160,13 @@ def require(
             f"{what} needs {'; '.join(short)}. Ask for less, or give the cluster more (cluster.num_cpus; "
             "cluster.max_cpus and cluster.max_gpus where it grows by itself)."
         )
+
+
+def require_shared(places: Sequence[Place], config: ClusterConfig) -> None:
+    """Refuse places that not every node of the connected cluster sees; see `check_shared`."""
+    import ray
+
+    check_shared(places, config.shared_dir, sum(node["Alive"] for node in ray.nodes()))
 
 
 def run_main(main: Callable[[list[str]], Any]) -> None:

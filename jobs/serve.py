@@ -12,9 +12,11 @@ import httpx
 from pydantic import Field
 
 from jobs import task
+from jobs.places import find_model, model_places
 from jobs.progress import show_stage
-from jobs.runtime import ClusterConfig, connect, disconnect, require, run_main, start_http
+from jobs.runtime import ClusterConfig, connect, disconnect, require, require_shared, run_main, start_http
 from raydistill.core.errors import ConfigError, ServiceError
+from raydistill.core.preflight import check_storage
 from raydistill.core.records import Version
 from raydistill.engine.config import EngineConfig
 
@@ -81,8 +83,12 @@ def main(argv: Sequence[str]) -> None:
     assert isinstance(student, StudentTable) and isinstance(cluster, ClusterConfig)
     if found is None:
         raise ConfigError("serve needs a task file: python -m jobs.serve jobs/configs/triage.toml")
+    check_storage(found.storage, read_only=True)  # a student follows the aliases, it moves none
+    find_model(found.student_model)
     try:
         connect(cluster)
+        places = [("task.storage", found.storage), *model_places("student_model", found.student_model)]
+        require_shared(places, cluster)
         require("serve", cpus=2 * student.num_replicas + 1, cluster=cluster)
         url = start_http(cluster)
         start_student(found, student)

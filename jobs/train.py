@@ -17,10 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from jobs import task
-from jobs.runtime import ClusterConfig, connect, disconnect, require, run_main
+from jobs.places import Place, find_model, model_places
+from jobs.runtime import ClusterConfig, connect, disconnect, require, require_shared, run_main
 from raydistill.core import storage
 from raydistill.core.errors import DatasetError
-from raydistill.core.models import model_revision, read_model_config, resolve_model
+from raydistill.core.models import model_revision, read_model_config
+from raydistill.core.preflight import check_storage
 from raydistill.core.records import Example, Manifest, ProbePoint, Version, digest
 from raydistill.core.uris import absolute, check_name, is_remote, join
 from raydistill.dataset.encode import encode_examples, split_validation
@@ -77,6 +79,7 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
         TrainingError: it failed on the way; the same command goes on from the last checkpoint.
     """
     output_uri = find_output(config)
+    check_places(config)
     student = check_model(config)
     rows = read_rows(config, student)
 
@@ -85,6 +88,7 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
     check_rows(config, rows.train)
     cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
+    require_shared(list_places(config), cluster)
     gpus = config.num_workers if wants_gpu(config) else 0
     require("train", cpus=config.num_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
     dtype = choose_dtype(config, gpus > 0)
@@ -93,7 +97,7 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
         if version.metrics.get("run_id") == run_id:
             logger.info("%s is this very run's result already.", join(output_uri, version.label))
             return version
-    log_path = config.log_path or _default_log_path(output_uri, run_id)
+    log_path = config.log_path or join(_runs_uri(output_uri), run_id)
     config = config.model_copy(update={"log_path": log_path, "dtype": dtype})
     with _shown(on_progress) as report:
         result = fit(config, rows.train, rows.validation, student.model_dir, report)
@@ -108,15 +112,34 @@ def find_output(config: TrainConfig) -> str:
     return uri
 
 
-def _default_log_path(output_uri: str, run_id: str) -> str:
+def _runs_uri(output_uri: str) -> str:
     parent, _, name = output_uri.rpartition("/")
     root = parent.removesuffix("/models") if parent.endswith("/models") else parent
-    return join(root, "runs", name, run_id)
+    return join(root, "runs", name)
+
+
+def list_places(config: TrainConfig) -> list[Place]:
+    """Return the places that every node must see."""
+    output_uri = find_output(config)
+    return [
+        ("train.data_file", config.data_file),
+        ("train.output_dir", output_uri),
+        ("train.log_path", config.log_path or _runs_uri(output_uri)),
+        *model_places("student_model", config.student_model),
+    ]
+
+
+def check_places(config: TrainConfig) -> None:
+    """Refuse places that cannot be read (data_file) or written (output_dir, log_path)."""
+    output_uri = find_output(config)
+    check_storage(config.data_file, read_only=True)
+    check_storage(output_uri)
+    check_storage(config.log_path or _runs_uri(output_uri))
 
 
 def check_model(config: TrainConfig) -> Student:
     """Return the student's facts; a model that cannot be found or has no chat template is refused here."""
-    model_dir = resolve_model(config.student_model)
+    model_dir = find_model(config.student_model)
 
     from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 

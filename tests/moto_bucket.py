@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raydistill.core import storage
+from raydistill.core import s3, storage
 from tests.loopback import free_port, wait_for_listener
 
 
@@ -30,11 +30,13 @@ def open_bucket(name: str) -> Iterator[str]:
             for key, value in settings.items():
                 patch.setenv(key, value)
             storage._s3.cache_clear()
+            s3.session.cache_clear()
             wait_for_listener(port)
             storage._s3().create_bucket(Bucket=name)
             yield f"s3://{name}"
     finally:
         storage._s3.cache_clear()
+        s3.session.cache_clear()
         server.terminate()
         server.wait(timeout=10)
 

@@ -106,6 +106,8 @@ class Transport:
 def check_base_url(base_url: str) -> str:
     """Return a base URL without its trailing slash, or raise ConfigError where it is none."""
     parts = urlsplit(base_url)
+    if "@" in parts.netloc:  # every message that names the service would show it
+        raise ConfigError("base_url holds a user name or a password. Write http://HOST:PORT, and the key as api_key.")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigError(f"base_url: {base_url!r} is no address of a service. Write http://HOST:PORT.")
     return base_url.rstrip("/")

@@ -6,7 +6,6 @@ Nothing half-written is ever visible under its final name.
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import os
 import uuid
@@ -15,42 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.core.errors import ConflictError, NotFoundError, StorageError
+from raydistill.core.s3 import client as _s3
+from raydistill.core.s3 import errors as _s3_errors
 from raydistill.core.uris import is_remote
 
 ABSENT = ""  # as `if_match`: the object must not exist yet
 
 
-@functools.cache
-def _s3() -> Any:
-    import boto3
-
-    return boto3.client("s3")
-
-
 def _split(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
-
-
-@contextlib.contextmanager
-def _s3_errors(uri: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in ("NoSuchKey", "404", "NotFound"):
-            raise NotFoundError(f"{uri} does not exist.") from error
-        if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
-            raise ConflictError(f"{uri} was changed by somebody else: read it again and retry.") from error
-        if code == "NoSuchBucket":
-            raise StorageError(f"{uri}: the bucket does not exist. Create it or name another one.") from error
-        raise StorageError(f"{uri}: the object store answered {code or error}.") from error
-    except BotoCoreError as error:
-        raise StorageError(
-            f"{uri}: the object store cannot be used ({error}). Check AWS_ENDPOINT_URL and credentials."
-        ) from error
 
 
 def read(uri: str) -> tuple[bytes, str]:
@@ -218,14 +191,12 @@ def upload_dir(folder: Path, uri: str) -> None:
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """Return (pyarrow filesystem, path) for Ray Data and Ray Train, `AWS_ENDPOINT_URL` honoured."""
+    """Return (pyarrow file system, path) for Ray Data and Ray Train; S3 by the settings that boto3 goes by."""
+    if is_remote(uri):
+        from raydistill.core.s3_files import open_files
+
+        with _s3_errors(uri):
+            return open_files(), uri.removeprefix("s3://")
     from pyarrow import fs
 
-    if not is_remote(uri):
-        return fs.LocalFileSystem(), uri
-    options: dict[str, Any] = {}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        scheme, _, address = endpoint.partition("://")
-        options = {"scheme": scheme, "endpoint_override": address.rstrip("/")}
-    return fs.S3FileSystem(**options), uri.removeprefix("s3://")
+    return fs.LocalFileSystem(), uri

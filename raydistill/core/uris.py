@@ -34,6 +34,8 @@ def join(uri: str, *parts: str) -> str:
 def absolute(uri: str) -> str:
     """Return an S3 URI as it is and a local path made absolute (workers run in other folders)."""
     if is_remote(uri):
+        if "@" in uri.split("/")[2]:  # s3://KEY:SECRET@bucket: it would stand in every message and manifest
+            raise ConfigError("s3://...@...: a storage URI holds no credentials. Write s3://bucket/key and use AWS_*.")
         return uri.rstrip("/")
     if "://" in uri:
         raise ConfigError(f"{uri}: this kind of storage is not known. Use a folder or s3://bucket/key.")
