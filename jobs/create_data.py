@@ -21,7 +21,7 @@ from pydantic import Field
 
 from jobs import task
 from jobs.places import Place, find_model, model_places
-from jobs.runtime import ClusterConfig, connect, require, require_shared, run_main, start_http
+from jobs.runtime import ClusterConfig, connect, name_application, require, require_shared, run_main, start_http
 from raydistill.core import storage
 from raydistill.core.config import Section
 from raydistill.core.errors import ConfigError, RaydistillError
@@ -138,11 +138,12 @@ def run(
     start_http(cluster)
     from raydistill.teacher import app
 
-    own_handle = app.start(config.teacher_model, engine)
+    application = name_application("teacher", cluster)
+    own_handle = app.start(config.teacher_model, engine, application)
     try:
         _ask(plan, missing, config, own_handle, on_progress)
     finally:
-        app.stop()
+        app.stop(application[0])
     return _finish(plan, config)
 
 

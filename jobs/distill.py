@@ -17,8 +17,18 @@ from jobs import create_data, evaluate, task, train
 from jobs.create_data import CreateDataConfig
 from jobs.places import Place
 from jobs.progress import show_stage
-from jobs.runtime import ClusterConfig, connect, disconnect, require, require_shared, run_main, start_http
-from jobs.serve import StudentTable, start_student, wait_for_version
+from jobs.runtime import (
+    ClusterConfig,
+    connect,
+    disconnect,
+    is_own_cluster,
+    name_application,
+    require,
+    require_shared,
+    run_main,
+    start_http,
+)
+from jobs.serve import StudentTable, start_student, stop_student, wait_for_version
 from raydistill.client.service import ServiceClient
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError
@@ -104,9 +114,7 @@ def run(settings: Settings) -> dict[str, Any]:
     with clock.stage("train"):
         version = train.run(settings.train, cluster=settings.cluster)
     with clock.stage("serve"):
-        url = settings.student.url or base_url
-        if settings.student.url is None:
-            start_student(settings.task, settings.student)
+        url = settings.student.url or start_student(settings.task, settings.student, settings.cluster, base_url)
         move_alias(settings.models_uri, "candidate", version.label)
         wait_for_version(url, f"{settings.task.name}/candidate", version)
     facts = {"counts": _counts(manifest), "seconds": clock.seconds}
@@ -175,7 +183,8 @@ def _ask_teacher(settings: Settings, asked: list[Query], clock: Clock) -> "tuple
     from raydistill.teacher import app
 
     with clock.stage("teacher_start"), show_stage("teacher: starting"):
-        handle = app.start(settings.create_data.teacher_model, settings.teacher)
+        application = name_application("teacher", settings.cluster)
+        handle = app.start(settings.create_data.teacher_model, settings.teacher, application)
     try:
         with clock.stage("create_data"):
             manifest = create_data.run(
@@ -188,7 +197,7 @@ def _ask_teacher(settings: Settings, asked: list[Query], clock: Clock) -> "tuple
                 lambda rows: handle.generate.remote(rows).result(timeout_s=ASK_TIMEOUT_SECONDS),
             )
     finally:
-        app.stop()
+        app.stop(application[0])
     return manifest, reference
 
 
@@ -202,6 +211,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         report = run(settings)
     finally:
+        if settings.student.url is None and not is_own_cluster(settings.cluster):
+            stop_student(settings.cluster)
         disconnect(settings.cluster)
     evaluate.show(report, settings.task)
 

@@ -102,11 +102,32 @@ def _python_path() -> str:
 
 
 def start_http(config: ClusterConfig) -> str:
-    """Start Serve with its front on the loopback address and return the base URL."""
+    """Start Serve with its front on the loopback address and return the base URL; one that runs already stays."""
     from ray import serve
+    from ray.serve.context import _get_global_client
 
     serve.start(http_options={"host": "127.0.0.1", "port": config.http_port})
-    return f"http://127.0.0.1:{config.http_port}"
+    client = _get_global_client()
+    assert client is not None
+    return f"http://127.0.0.1:{client.http_config.port}"
+
+
+def is_own_cluster(config: ClusterConfig) -> bool:
+    """Return whether the cluster is a local one that was started for this job alone."""
+    return not (config.address or os.environ.get("RAY_ADDRESS"))
+
+
+def name_application(role: str, config: ClusterConfig) -> tuple[str, str]:
+    """Return (name, route prefix) of a job's own application: on a shared cluster other jobs have theirs.
+
+    Args:
+        role: "teacher" or "student".
+        config: which cluster the job runs on.
+    """
+    import ray
+
+    name = role if is_own_cluster(config) else f"{role}-{ray.get_runtime_context().get_job_id()}"
+    return name, "/" if name == "student" else f"/{name}"
 
 
 def disconnect(config: ClusterConfig) -> None:
@@ -115,7 +136,7 @@ def disconnect(config: ClusterConfig) -> None:
 
     if not ray.is_initialized():
         return
-    if not (config.address or os.environ.get("RAY_ADDRESS")):
+    if is_own_cluster(config):
         from ray import serve
 
         # Not serve.shutdown(), which kills its controller in the middle of calls that Ray then complains of.

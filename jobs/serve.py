@@ -14,7 +14,17 @@ from pydantic import Field
 from jobs import task
 from jobs.places import find_model, model_places
 from jobs.progress import show_stage
-from jobs.runtime import ClusterConfig, connect, disconnect, require, require_shared, run_main, start_http
+from jobs.runtime import (
+    ClusterConfig,
+    connect,
+    disconnect,
+    is_own_cluster,
+    name_application,
+    require,
+    require_shared,
+    run_main,
+    start_http,
+)
 from raydistill.core.errors import ConfigError, ServiceError
 from raydistill.core.preflight import check_storage
 from raydistill.core.records import Version
@@ -32,13 +42,32 @@ class StudentTable(EngineConfig):
     """How often a replica looks where the aliases point."""
 
 
-def start_student(task_config: task.TaskConfig, table: StudentTable) -> Any:
-    """Start the student's application for a task and return its engine's handle."""
+def start_student(task_config: task.TaskConfig, table: StudentTable, cluster: ClusterConfig, base_url: str) -> str:
+    """Start the student's application for a task and return its URL.
+
+    Args:
+        task_config: which models to serve.
+        table: the engine's settings.
+        cluster: the connected one.
+        base_url: of its Serve front.
+    """
     from raydistill.serving import app
 
     engine = EngineConfig.model_validate(table.model_dump(exclude={"url", "poll_seconds"}))
+    application = name_application("student", cluster)
     with show_stage("student: starting"):
-        return app.start(task_config.student_model, task_config.storage, engine, table.poll_seconds)
+        app.start(task_config.student_model, task_config.storage, engine, table.poll_seconds, application)
+    return f"{base_url}{application[1]}".rstrip("/")
+
+
+def stop_student(cluster: ClusterConfig) -> None:
+    """Stop the application that `start_student` started; where there is none, or no cluster, nothing is done."""
+    import ray
+
+    if ray.is_initialized():
+        from raydistill.serving import app
+
+        app.stop(name_application("student", cluster)[0])
 
 
 def read_status(url: str) -> dict[str, Any]:
@@ -90,8 +119,7 @@ def main(argv: Sequence[str]) -> None:
         places = [("task.storage", found.storage), *model_places("student_model", found.student_model)]
         require_shared(places, cluster)
         require("serve", cpus=2 * student.num_replicas + 1, cluster=cluster)
-        url = start_http(cluster)
-        start_student(found, student)
+        url = start_student(found, student, cluster, start_http(cluster))
         status = read_status(url)
         for alias, exact in status["aliases"].items():
             print(f"{alias} -> {exact}")
@@ -103,6 +131,8 @@ def main(argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print("stopping")
     finally:
+        if not is_own_cluster(cluster):
+            stop_student(cluster)
         disconnect(cluster)
 
 

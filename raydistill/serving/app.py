@@ -42,15 +42,26 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 
 def start(
-    model: str, storage: str, engine: EngineConfig, poll_seconds: float = 2.0, name: str = "student"
+    model: str,
+    storage: str,
+    engine: EngineConfig,
+    poll_seconds: float = 2.0,
+    application: tuple[str, str] = ("student", "/"),
 ) -> DeploymentHandle:
     """Start the student and return its engine's handle.
+
+    Args:
+        model: the base model.
+        storage: the task's storage ROOT.
+        engine: the engine's settings.
+        poll_seconds: how often a replica looks where the aliases point.
+        application: name and route prefix.
 
     Raises:
         ServiceError: it did not become ready within the engine's start_timeout_seconds.
     """
     app = build({"model": model, "storage": storage, "poll_seconds": poll_seconds, **engine.model_dump()})
-    return run_application(app, name, "/", engine.start_timeout_seconds)
+    return run_application(app, *application, engine.start_timeout_seconds)
 
 
 def stop(name: str = "student") -> None:

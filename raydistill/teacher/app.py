@@ -28,14 +28,19 @@ def build(args: dict[str, Any]) -> serve.Application:
     )
 
 
-def start(model: str, engine: EngineConfig, name: str = "teacher", route_prefix: str = "/teacher") -> DeploymentHandle:
+def start(model: str, engine: EngineConfig, application: tuple[str, str] = ("teacher", "/teacher")) -> DeploymentHandle:
     """Start the teacher and return its engine's handle: `generate.remote(rows)` gives results in order.
+
+    Args:
+        model: that answers.
+        engine: the engine's settings.
+        application: name and route prefix.
 
     Raises:
         ServiceError: it did not become ready within the engine's start_timeout_seconds.
     """
     app = build({"model": model, **engine.model_dump()})
-    return run_application(app, name, route_prefix, engine.start_timeout_seconds)
+    return run_application(app, *application, engine.start_timeout_seconds)
 
 
 def stop(name: str = "teacher") -> None:

@@ -50,6 +50,8 @@ class TrainConfig(Section):
     """By default where the cluster has a GPU for every worker."""
     threads_per_worker: int = Field(1, ge=1)
     """CPU threads, and Ray's logical CPUs, of a worker."""
+    placement: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+    """Ray's placement of the workers: on few nodes, on many, or each on a node of its own."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed's ZeRO: what is split over the workers (1 optimizer, 2 gradients, 3 weights)."""
     checkpoint_every: int = Field(25, ge=1)

@@ -39,6 +39,7 @@ FREE_KEYS = {  # they change where and how fast, not what comes out
     "num_workers",
     "use_gpu",
     "threads_per_worker",
+    "placement",
     "zero_stage",
     "micro_batch_size",
     "checkpoint_every",
@@ -185,6 +186,7 @@ def _train(config: TrainConfig, job: Job, use_gpu: bool) -> "Result":
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=use_gpu,
+            placement_strategy=config.placement,
             resources_per_worker={"CPU": config.threads_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
