@@ -105,10 +105,12 @@ def disconnect(config: ClusterConfig) -> None:
         return
     if not (config.address or os.environ.get("RAY_ADDRESS")):
         from ray import serve
+        from ray.serve.context import _set_global_client
 
         # Not serve.shutdown(), which kills its controller in the middle of calls that Ray then complains of.
         for name in serve.status().applications:
             serve.delete(name)
+        _set_global_client(None)  # Serve would take the next cluster of this process for this one
     ray.shutdown()
 
 
