@@ -138,10 +138,12 @@ def disconnect(config: ClusterConfig) -> None:
         return
     if is_own_cluster(config):
         from ray import serve
+        from ray.serve.context import _set_global_client
 
         # Not serve.shutdown(), which kills its controller in the middle of calls that Ray then complains of.
         for name in serve.status().applications:
             serve.delete(name)
+        _set_global_client(None)  # Serve would take the next cluster of this process for this one
     ray.shutdown()
 
 
