@@ -9,7 +9,7 @@
 #   cluster/local.sh down                    stop what `up` started, and nothing else
 #
 # Settings: WORKERS (2), NODE_CPUS (6, logical), GCS_PORT, DASHBOARD_PORT, STUDENT_GCS_PORT, STUDENT_DASHBOARD_PORT,
-# S3_PORT, SHARED_DIR; STUDENT_CONFIG (cluster/serve.student.yaml), RAYDISTILL_BIN (.venv/bin) and RAYDISTILL_STATE
+# JOB_SERVE_PORT, S3_PORT, SHARED_DIR; STUDENT_CONFIG (cluster/serve.student.yaml), RAYDISTILL_BIN (.venv/bin) and RAYDISTILL_STATE
 # (.raydistill/cluster: ids, logs, token). The S3 server keeps its objects in memory: they end with it.
 set -euo pipefail
 
@@ -24,10 +24,10 @@ STUDENT_GCS_PORT=${STUDENT_GCS_PORT:-6380}
 STUDENT_DASHBOARD_PORT=${STUDENT_DASHBOARD_PORT:-8266}
 STUDENT_CONFIG=${STUDENT_CONFIG:-$ROOT/cluster/serve.student.yaml}
 S3_PORT=${S3_PORT:-9500}
-SERVE_PORT=8000       # serve.student.yaml says so too
-JOB_SERVE_PORT=8001   # the teacher's front, on the jobs' cluster
-BUCKET=s3://raydistill # likewise
+JOB_SERVE_PORT=${JOB_SERVE_PORT:-8001} # the teacher's front, on the jobs' cluster
+BUCKET=s3://raydistill # serve.student.yaml says so too
 SHARED_DIR=${SHARED_DIR:-${RAYDISTILL_CACHE:-$HOME/.cache/raydistill}} # the nodes of one machine see it: the demo model lies there
+SERVE_PORT=$(sed -n 's/^  port: *//p' "$STUDENT_CONFIG")
 URL=http://127.0.0.1:$SERVE_PORT
 DASHBOARD=http://127.0.0.1:$DASHBOARD_PORT
 START_SECONDS=300
@@ -152,7 +152,7 @@ check_start() {
   for variable in GCS_PORT DASHBOARD_PORT STUDENT_GCS_PORT STUDENT_DASHBOARD_PORT S3_PORT SERVE_PORT JOB_SERVE_PORT; do
     port=${!variable}
     ! port_open "$port" || fail "port $port is in use: end what listens there$(
-      [[ $variable == *SERVE_PORT ]] || echo ", or set $variable to another one"
+      [[ $variable == SERVE_PORT ]] || echo ", or set $variable to another one"
     )."
   done
 }
@@ -236,7 +236,7 @@ submit() {
     shift
   fi
   use_environment
-  "$BIN/ray" job submit --address "$DASHBOARD" -- \
+  "$BIN/ray" job submit --address "$DASHBOARD" --working-dir "$ROOT" -- \
     python -m jobs.distill "$task" "task.storage=$BUCKET" "student.url=$URL" \
     "cluster.http_port=$JOB_SERVE_PORT" "cluster.shared_dir=$SHARED_DIR" "$@"
 }
