@@ -161,7 +161,7 @@ def make_plan(config: CreateDataConfig, queries: list[Query] | None = None) -> P
         _collect(faults, lambda: check_count(found, config.num_examples, config.num_samples))
     output = _collect(faults, lambda: absolute(config.output_file))
     if output is not None:
-        _collect(faults, lambda: check_storage(folder_of(output)))
+        _collect(faults, lambda: check_storage("output_file", folder_of(output)))
     # Weights may have to be fetched, so only where nothing else is wrong.
     model_dir = _collect(faults, lambda: find_model(config.teacher_model, weights=not faults))
     if faults:

@@ -135,7 +135,7 @@ def _check_input(settings: Settings) -> list[Query]:
             f"train.output_dir is {settings.train.output_dir}, but distill publishes to "
             f"{task_config.storage}/models/{task_config.name}, which the student serves: leave the key out."
         )
-    check_storage(task_config.storage)
+    check_storage("task.storage", task_config.storage)
     train.check_places(settings.train)
     load_prompt(task_config.prompt)
     asked, held_out = split_queries(read_queries(task_config.queries))

@@ -14,7 +14,7 @@ Place = tuple[str, str]  # (the key under which the user finds it, the path or U
 def find_model(model: str, weights: bool = True) -> str:
     """Return a model's local folder, as `resolve_model`; a store that cannot be read is a ConfigError."""
     if is_remote(model):
-        check_storage(model, read_only=True)
+        check_storage("model", model, read_only=True)
     return resolve_model(model, weights)
 
 

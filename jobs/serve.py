@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     assert isinstance(student, StudentTable) and isinstance(cluster, ClusterConfig)
     if found is None:
         raise ConfigError("serve needs a task file: python -m jobs.serve jobs/configs/triage.toml")
-    check_storage(found.storage, read_only=True)  # a student follows the aliases, it moves none
+    check_storage("task.storage", found.storage, read_only=True)  # a student follows the aliases, it moves none
     find_model(found.student_model)
     try:
         connect(cluster)

@@ -132,9 +132,9 @@ def list_places(config: TrainConfig) -> list[Place]:
 def check_places(config: TrainConfig) -> None:
     """Refuse places that cannot be read (data_file) or written (output_dir, log_path)."""
     output_uri = find_output(config)
-    check_storage(config.data_file, read_only=True)
-    check_storage(output_uri)
-    check_storage(config.log_path or _runs_uri(output_uri))
+    check_storage("data_file", config.data_file, read_only=True)
+    check_storage("output_dir", output_uri)
+    check_storage("log_path", config.log_path or _runs_uri(output_uri))
 
 
 def check_model(config: TrainConfig) -> Student:

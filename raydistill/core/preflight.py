@@ -15,7 +15,7 @@ PROBE = b"raydistill looked whether it may write here. Nobody needs this object.
 WRONG_ETAG = "0" * 32
 
 
-def check_storage(uri: str, read_only: bool = False) -> None:
+def check_storage(key: str, uri: str, read_only: bool = False) -> None:
     """Refuse a place that cannot be used as a job needs it; nothing is left behind there.
 
     A folder must be writable. An object store must answer, hold the bucket, let the credentials list, read, write and
@@ -23,6 +23,7 @@ def check_storage(uri: str, read_only: bool = False) -> None:
     overwrite each other's version or alias, and neither would notice.
 
     Args:
+        key: the setting that names the place; the message begins with it.
         uri: a folder or s3://bucket/key.
         read_only: only look whether objects can be listed and read.
 
@@ -36,7 +37,7 @@ def check_storage(uri: str, read_only: bool = False) -> None:
         elif not read_only:
             storage.check_writable(place)
     except (StorageError, NotFoundError, ConflictError) as error:  # found before the start, it is bad input
-        raise ConfigError(str(error.args[0])) from error
+        raise ConfigError(f"{key}: {error.args[0]}") from error
 
 
 def _check_store(place: str, read_only: bool) -> None:

@@ -8,8 +8,16 @@ from pyarrow import fs
 
 from raydistill.core import s3
 
-# Credentials that pyarrow finds by the same rules and renews by itself; given as keys they would end with the hour.
-RENEWED_BY_PYARROW = ("iam-role", "container-role", "assume-role-with-web-identity")
+# Credentials (by boto3's names of their sources) that pyarrow finds by the same rules, and renews where they end. They
+# are not given as keys: Ray Data sends its own copies of a file system about, and keys would travel with those.
+FOUND_BY_PYARROW = (
+    "env",
+    "shared-credentials-file",
+    "config-file",
+    "assume-role-with-web-identity",
+    "container-role",
+    "iam-role",
+)
 _OWN_HOSTS = re.compile(r"https://s3(\.[a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 
 
@@ -25,7 +33,7 @@ def open_files() -> S3Files:
     """Return the file system for the credentials, region and endpoint that boto3 resolves in this process.
 
     The keys of a role that a profile assumes are those of now: a file system that is kept ends with that session
-    (an hour by default, `duration_seconds` in the profile); Ray makes a new one for every task and worker.
+    (an hour by default, `duration_seconds` in the profile); one that is sent to a worker is made anew there.
     """
     client, session = s3.client(), s3.session()
     options: dict[str, Any] = {
@@ -39,7 +47,12 @@ def open_files() -> S3Files:
         scheme, _, address = client.meta.endpoint_url.partition("://")
         options |= {"scheme": scheme, "endpoint_override": address.rstrip("/")}
     credentials = session.get_credentials()
-    if credentials is not None and credentials.method not in RENEWED_BY_PYARROW:
+    if credentials is not None and not _finds(credentials.method):
         keys = credentials.get_frozen_credentials()
         options |= {"access_key": keys.access_key, "secret_key": keys.secret_key, "session_token": keys.token}
     return S3Files(**options)
+
+
+def _finds(method: str) -> bool:
+    # AWS_DEFAULT_PROFILE is boto3's alone: pyarrow would sign with another profile's key and say nothing.
+    return method in FOUND_BY_PYARROW and not os.environ.get("AWS_DEFAULT_PROFILE")

@@ -53,7 +53,7 @@ def refusal(uri: str, caplog, **options) -> str:
     caplog.set_level(logging.DEBUG, "raydistill")
     start = time.monotonic()
     with pytest.raises(ConfigError) as caught:
-        check_storage(uri, **options)
+        check_storage("the_key", uri, **options)
     assert time.monotonic() - start < 30
     text = str(caught.value)
     assert SECRET not in text + caplog.text
@@ -74,15 +74,15 @@ def names_below(bucket: str) -> list[str]:
 
 def test_a_real_store_passes_and_keeps_nothing(moto):
     for uri in (moto, f"{moto}/", f"{moto}/deep/er"):
-        check_storage(uri)
-        check_storage(uri, read_only=True)
+        check_storage("the_key", uri)
+        check_storage("the_key", uri, read_only=True)
     assert names_below("there") == []
 
 
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_missing_bucket_is_named(moto, caplog, read_only):
     text = refusal("s3://not-there/models", caplog, read_only=read_only)
-    assert "s3://not-there/models: the bucket does not exist at http://127.0.0.1" in text
+    assert "the_key: s3://not-there/models: the bucket does not exist at http://127.0.0.1" in text
     assert "Create it" in text
 
 
@@ -109,7 +109,7 @@ def test_a_key_that_may_not_delete_is_told_which_object_stays(at, caplog):
 def test_reading_rights_are_enough_where_only_reading_is_asked(at, caplog):
     with listen(Store, refused=frozenset({"PUT", "DELETE"})) as (url, _):
         at(url)
-        check_storage("s3://b/models", read_only=True)
+        check_storage("the_key", "s3://b/models", read_only=True)
         assert "may not write" in refusal("s3://b/models", caplog)
     with listen(Store, refused=frozenset({"GET"})) as (url, _):
         at(url)
@@ -203,11 +203,11 @@ def test_settings_that_lead_nowhere_are_told(at, caplog, tmp_path, settings, sai
 
 
 def test_a_folder_must_be_writable_and_is_not_made(tmp_path, caplog):
-    check_storage(str(tmp_path / "new" / "deep"))
+    check_storage("the_key", str(tmp_path / "new" / "deep"))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refusal(str(tmp_path / "file" / "x"), caplog)
-    check_storage(str(tmp_path / "file" / "x"), read_only=True)
+    check_storage("the_key", str(tmp_path / "file" / "x"), read_only=True)
 
 
 def test_credentials_in_a_storage_uri_are_refused_and_not_repeated(caplog):

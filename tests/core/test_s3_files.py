@@ -1,15 +1,17 @@
 """pyarrow's file system goes where boto3 goes, with the same key, and never takes the key along."""
 
+import json
 import os
 import pickle
 import time
 
 import pytest
+from pyarrow import fs
 
 from raydistill.core import s3, storage
 from raydistill.core.errors import StorageError
 from raydistill.core.s3_files import S3Files
-from tests.core.loopback_store import Store, listen
+from tests.core.loopback_store import Store, Website, listen
 from tests.core.test_preflight import free_port
 from tests.moto_bucket import open_bucket
 
@@ -57,6 +59,11 @@ def test_environment_and_profiles_give_pyarrow_the_key_of_boto3(only, tmp_path):
         only(AWS_PROFILE="work")  # endpoint and region stand in the profile alone
         assert keys_of(store, "s3://b/k") == ("of-work", "of-work")
         assert storage.filesystem("s3://b/k")[0].region == "eu-central-1"
+        with (tmp_path / "config").open("a") as config:
+            config.write(f"[profile other]\naws_access_key_id = of-other\naws_secret_access_key = {SECRET}\n")
+        for variable in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
+            only(**{variable: "other", "AWS_ENDPOINT_URL": url})
+            assert keys_of(store, "s3://b/k") == ("of-other", "of-other")
         only(AWS_ENDPOINT_URL_S3=url, AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_DEFAULT_REGION="eu-west-1")
         assert keys_of(store, "s3://b/k") == ("of-default", "of-default")
         assert storage.filesystem("s3://b/k")[0].region == "eu-west-1"
@@ -76,6 +83,15 @@ def test_an_assumed_role_is_pyarrows_too(only, tmp_path):
         boto_key, arrow_key = keys_of(store, "s3://b/k")
     assert boto_key == arrow_key != "of-base"
     assert boto_key.startswith("ASIA")  # AWS's prefix of keys that end
+
+
+def test_a_pods_role_is_pyarrows_too(only):
+    lent = {"AccessKeyId": "of-pod", "SecretAccessKey": SECRET, "Token": "t", "Expiration": "2099-01-01T00:00:00Z"}
+    page = (200, "application/json", json.dumps(lent).encode())
+    with listen(Website, page=page) as (lender, _), listen(Store, objects={"b/k": b"content"}) as (url, store):
+        only(AWS_CONTAINER_CREDENTIALS_FULL_URI=f"{lender}/c", AWS_ENDPOINT_URL=url, AWS_DEFAULT_REGION="us-east-1")
+        assert keys_of(store, "s3://b/k") == ("of-pod", "of-pod")
+        assert b"of-pod" not in pickle.dumps(fs.SubTreeFileSystem("b", storage.filesystem("s3://b/k")[0]))
 
 
 def test_the_key_does_not_travel_with_the_file_system(only):

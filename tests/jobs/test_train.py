@@ -97,8 +97,8 @@ def test_some_rows_show_the_plain_query_when_raw_fraction_is_set(model_dir, tmp_
 def test_default_places_follow_from_the_data_file_and_models_folder():
     config = TrainConfig.model_validate({"data_file": "data/analyst.jsonl", "student_model": "m"})
     assert train.find_output(config) == str(Path.cwd() / "models" / "analyst")
-    assert train._default_log_path("s3://b/root/models/desk", "abc") == "s3://b/root/runs/desk/abc"
-    assert train._default_log_path("s3://b/adapters/desk", "abc") == "s3://b/adapters/runs/desk/abc"
+    assert train._runs_uri("s3://b/root/models/desk") == "s3://b/root/runs/desk"
+    assert train._runs_uri("s3://b/adapters/desk") == "s3://b/adapters/runs/desk"
     with pytest.raises(ConfigError, match="no usable name"):
         train.find_output(config.model_copy(update={"output_dir": "models/-x y"}))
 
