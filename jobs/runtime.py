@@ -19,7 +19,7 @@ from raydistill.core.errors import (
     RaydistillError,
 )
 
-IDLE_WORKERS = 2  # that a local cluster keeps
+IDLE_WORKERS = 1  # that a local cluster keeps
 BAD_INPUT = (ConfigError, NotFoundError, DatasetError, CapacityError, ConflictError)
 
 
@@ -53,7 +53,7 @@ def connect(config: ClusterConfig) -> None:
         return
     # Ray starts as many workers at once as there are cores, and warns of each further one: replicas only wait.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(config.num_cpus))
-    # It keeps one idle process for each logical CPU, up to 480 MB each (what has imported vllm); few are enough.
+    # It keeps one idle process for each logical CPU, up to 480 MB each (what has imported vllm); one is enough.
     os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
     ray.init(
         num_cpus=config.num_cpus,
