@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ def connect(config: ClusterConfig) -> None:
     quiet = {"logging_level": logging.WARNING, "log_to_driver": bool(os.environ.get("RAYDISTILL_RAY_LOGS"))}
     if address:
         ray.init(address=address, runtime_env=env, **quiet)
+        _end_in_order_when_told()
         return
     # Ray starts as many workers at once as there are cores, and warns of each further one: replicas only wait.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(config.num_cpus))
@@ -62,6 +65,13 @@ def connect(config: ClusterConfig) -> None:
         runtime_env=env,
         **quiet,
     )
+    _end_in_order_when_told()
+
+
+def _end_in_order_when_told() -> None:
+    """Let SIGTERM end the process as an exception does, through every `finally`: Ray's handler would abort it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def _quiet_libraries() -> None:
