@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from raydistill.core.errors import (
     RaydistillError,
 )
 
-IDLE_WORKERS = 2  # that a local cluster keeps
+IDLE_WORKERS = 1  # that a local cluster keeps
 BAD_INPUT = (ConfigError, NotFoundError, DatasetError, CapacityError, ConflictError)
 
 
@@ -62,10 +64,11 @@ def connect(config: ClusterConfig) -> None:
     quiet = {"logging_level": logging.WARNING, "log_to_driver": bool(os.environ.get("RAYDISTILL_RAY_LOGS"))}
     if address:
         ray.init(address=address, runtime_env=env, **quiet)
+        _end_in_order_when_told()
         return
     # Ray starts as many workers at once as there are cores, and warns of each further one: replicas only wait.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(config.num_cpus))
-    # It keeps one idle process for each logical CPU, up to 480 MB each (what has imported vllm); few are enough.
+    # It keeps one idle process for each logical CPU, up to 480 MB each (what has imported vllm); one is enough.
     os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
     ray.init(
         num_cpus=config.num_cpus,
@@ -74,6 +77,13 @@ def connect(config: ClusterConfig) -> None:
         runtime_env=env,
         **quiet,
     )
+    _end_in_order_when_told()
+
+
+def _end_in_order_when_told() -> None:
+    """Let SIGTERM end the process as an exception does, through every `finally`: Ray's handler would abort it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def _quiet_libraries() -> None:
