@@ -103,6 +103,9 @@ is_up() { [[ -n $(names) ]]; }
 
 # --- waiting -------------------------------------------------------------------------------------------------------
 
+# Of Ray's client server, which nobody uses here, cannot be switched off, and may not be that of the other head.
+free_port() { "$BIN/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
 port_open() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 get() { # URL: prints the answer; fails on anything but success
@@ -161,7 +164,7 @@ launch_head() { # NAME GCS_PORT DASHBOARD_PORT TEMP_DIR ARGUMENTS...
   local name=$1 gcs_port=$2 dashboard_port=$3 temp_dir=$4
   shift 4
   launch "$name" "$BIN/ray" start --head --port="$gcs_port" --dashboard-host=127.0.0.1 \
-    --dashboard-port="$dashboard_port" --ray-client-server-port=0 --temp-dir="$temp_dir" "$@"
+    --dashboard-port="$dashboard_port" --ray-client-server-port="$(free_port)" --temp-dir="$temp_dir" "$@"
   wait_for "$name" "Ray's head ($name)" port_open "$gcs_port"
   wait_for "$name" "Ray's dashboard ($name)" port_open "$dashboard_port"
 }
