@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobs import create_data, evaluate, task, train
-from jobs.create_data import CreateDataConfig
+from jobs import create_data, data_plan, evaluate, task, train
+from jobs.data_plan import CreateDataConfig
 from jobs.places import Place
 from jobs.progress import show_stage
 from jobs.runtime import (
@@ -144,7 +144,7 @@ def _check_input(settings: Settings) -> list[Query]:
             f"evaluate.num_queries is {settings.evaluate.num_queries}, but only {len(held_out)} of the "
             f"{len(asked) + len(held_out)} queries in {task_config.queries} are held out: add queries or ask for fewer."
         )
-    create_data.make_plan(settings.create_data, asked)
+    data_plan.make_plan(settings.create_data, asked)
     train.check_model(settings.train)
     return asked
 
@@ -177,7 +177,7 @@ def _ask_teacher(settings: Settings, asked: list[Query], clock: Clock) -> "tuple
     Where an earlier run has both already, no teacher is started.
     """
     reference, differing = evaluate.find_reference(settings.evaluate, settings.task)
-    if reference is not None and not differing and create_data.is_answered(settings.create_data, asked):
+    if reference is not None and not differing and data_plan.is_answered(settings.create_data, asked):
         with clock.stage("create_data"):
             return create_data.run(settings.create_data, queries=asked), reference
     from raydistill.teacher import app

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs import create_data
+from jobs import create_data, data_plan
 from raydistill.core.errors import ConfigError
 from raydistill.engine.config import EngineConfig
 from raydistill.queries.read import read_queries
@@ -81,9 +81,9 @@ def test_main_ends_with_status_2_and_every_fault(tmp_path: Path, model_dir: str)
 
 def test_rows_of_a_seed_are_the_first_of_a_larger_number(tmp_path: Path, model_dir: str) -> None:
     desk = Desk(tmp_path, model_dir, [f"Order {index}" for index in range(50)])
-    small = create_data.make_plan(desk.config(num_examples=20)).rows
-    large = create_data.make_plan(desk.config(num_examples=80, num_samples=2)).rows
+    small = data_plan.make_plan(desk.config(num_examples=20)).rows
+    large = data_plan.make_plan(desk.config(num_examples=80, num_samples=2)).rows
     assert large[:20] == small
     assert Counter(row.sample_index for row in large) == {0: 50, 1: 30}
     queries = read_queries(desk.queries)
-    assert [row.query for row in create_data.make_plan(desk.config(num_examples=50)).rows] != queries
+    assert [row.query for row in data_plan.make_plan(desk.config(num_examples=50)).rows] != queries

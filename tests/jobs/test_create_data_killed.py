@@ -20,9 +20,9 @@ from tests.processes import ROOT
 KILLED_RUN = """
 import sys
 import ray
-from jobs import create_data
+from jobs import create_data, data_plan
 from tests.teacher import hash_teacher
-config = create_data.CreateDataConfig.model_validate_json(sys.argv[1])
+config = data_plan.CreateDataConfig.model_validate_json(sys.argv[1])
 ray.init(num_cpus=8, object_store_memory=100 * 2**20, include_dashboard=False,
          runtime_env={"env_vars": {"PYTHONPATH": sys.argv[3]}})
 handle = hash_teacher.start(config.teacher_model, sys.argv[2], delay_seconds=1.0)
