@@ -17,6 +17,11 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests/cluster first: its two clusters take half the time where the world is not up beside them."""
+    items.sort(key=lambda item: "tests/cluster/" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory):
     """The tiny tokenizer alone, only to be read."""

@@ -31,9 +31,11 @@ def test_there_is_a_serve_file_for_teacher_and_student():
 
 def test_local_cluster_and_serve_file_agree_on_storage_and_port():
     script = (ROOT / "cluster/local.sh").read_text()
-    student = yaml.safe_load((ROOT / "cluster/serve.student.yaml").read_text())
-    assert f"SERVE_PORT={student['http_options']['port']}" in script
+    text = (ROOT / "cluster/serve.student.yaml").read_text()
+    student = yaml.safe_load(text)
     assert f"BUCKET={student['applications'][0]['args']['storage']}" in script
+    assert r"SERVE_PORT=$(sed -n 's/^  port: *//p'" in script, "the port is read from the file"
+    assert re.findall(r"^  port: *(.*)$", text, re.MULTILINE) == [str(student["http_options"]["port"])]
 
 
 def test_dockerfile_is_pinned_copies_what_exists_and_ends_as_a_user():
