@@ -21,7 +21,6 @@ from jobs.runtime import (
     ClusterConfig,
     connect,
     disconnect,
-    is_own_cluster,
     name_application,
     require,
     require_shared,
@@ -211,8 +210,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         report = run(settings)
     finally:
-        if settings.student.url is None and not is_own_cluster(settings.cluster):
-            stop_student(settings.cluster)
+        stop_student(settings.cluster)
         disconnect(settings.cluster)
     evaluate.show(report, settings.task)
 

@@ -3,7 +3,6 @@
 python -m jobs.serve jobs/configs/triage.toml student.poll_seconds=5
 """
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from jobs.runtime import (
     start_http,
 )
 from raydistill.core.errors import ConfigError, ServiceError
+from raydistill.core.keys import read_key
 from raydistill.core.preflight import check_storage
 from raydistill.core.records import Version
 from raydistill.engine.config import EngineConfig
@@ -61,18 +61,20 @@ def start_student(task_config: task.TaskConfig, table: StudentTable, cluster: Cl
 
 
 def stop_student(cluster: ClusterConfig) -> None:
-    """Stop the application that `start_student` started; where there is none, or no cluster, nothing is done."""
+    """Stop what `start_student` left on a shared cluster, if anything; `disconnect` ends a job's own cluster whole."""
     import ray
+    from ray import serve
 
-    if ray.is_initialized():
-        from raydistill.serving import app
-
-        app.stop(name_application("student", cluster)[0])
+    if is_own_cluster(cluster) or not ray.is_initialized():
+        return
+    name = name_application("student", cluster)[0]
+    if name in serve.status().applications:  # empty where Serve does not run: then nothing was started
+        serve.delete(name)
 
 
 def read_status(url: str) -> dict[str, Any]:
     """Return what a student's front says of itself; the key is sent where there is one."""
-    key = os.environ.get("RAYDISTILL_API_KEY")
+    key = read_key()
     headers = {"x-api-key": key} if key else {}
     return httpx.get(f"{url}/status", headers=headers, timeout=30).raise_for_status().json()
 
@@ -131,8 +133,7 @@ def main(argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print("stopping")
     finally:
-        if not is_own_cluster(cluster):
-            stop_student(cluster)
+        stop_student(cluster)
         disconnect(cluster)
 
 
