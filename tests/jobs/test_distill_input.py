@@ -38,7 +38,7 @@ def test_all_faults_are_told_at_once_with_status_2_and_nothing_written(task_file
 def test_what_is_missing_is_found_before_ray_starts(task_file, monkeypatch, argument, error, said):
     monkeypatch.setattr(distill, "connect", lambda _: pytest.fail("Ray was started"))
     with pytest.raises(error, match=said):
-        distill.main([str(task_file), argument])
+        distill.run(distill.read_settings([str(task_file), argument]))
     assert not (task_file.parent / "storage").exists()
 
 
