@@ -1,88 +1,88 @@
 """What create_data is to ask and into which folder: made and checked without Ray, before anything is started."""
 
+import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import Field
+import numpy as np
 
+from jobs.data_config import CreateDataConfig
 from jobs.places import find_model
-from raydistill.core.config import Section
-from raydistill.core.errors import ConfigError, RaydistillError
+from raydistill.core.answers import Commit
+from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
+from raydistill.core.idset import contains
 from raydistill.core.models import model_revision
 from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import Prompt, load_prompt
 from raydistill.core.records import Manifest, Query, digest
 from raydistill.core.uris import absolute
+from raydistill.dataset.keep import Origin
 from raydistill.dataset.layout import folder_of
-from raydistill.dataset.ledger import count_answers
+from raydistill.dataset.ledger import find_unnamed, read_marks
+from raydistill.dataset.read import read_manifest
 from raydistill.dataset.write import check_output
 from raydistill.engine.config import EngineConfig
-from raydistill.queries.read import count_merged, read_queries
-from raydistill.teacher.rows import AskRow, check_count, choose_rows, render_row
+from raydistill.queries.index import QueryIndex, scan_queries
+from raydistill.queries.read import iter_queries
+from raydistill.teacher.rows import Choice, check_count, choose_rows, render_messages
 
 if TYPE_CHECKING:
     from raydistill.renderers import Renderer
 
 Found = TypeVar("Found")
+QuerySource = Callable[[], Iterable[Query]]  # may be called again, and gives the same
 logger = logging.getLogger(__name__)
-
-
-class CreateDataConfig(Section):
-    """The `[create_data]` table."""
-
-    output_file: str
-    """The dataset's folder (local or s3://); where it ends in .jsonl, that file, with the ledger in FILE.d/."""
-    teacher_model: str
-    """A folder, a hub id, s3:// or demo://."""
-    num_examples: int = Field(ge=1)
-    """(query, sample) pairs to ask."""
-    queries: str
-    """JSON lines with "text" or "messages"."""
-    prompt: str
-    """P: a .md, .txt or .json file."""
-    num_samples: int = Field(default=1, ge=1)
-    """How often a query may be asked."""
-    temperature: float = Field(default=0.3, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(default=800, ge=1)
-    """Of one answer; a longer one is dropped as truncated."""
-    seed: int = Field(default=0, ge=0)
-    """Of the order of the rows and of the sampling of each."""
-    renderer: Literal["chat", "raw"] = "chat"
-    concurrency: int = Field(default=32, ge=1)
-    """Rows at the teacher at a time."""
-    num_actors: int = Field(default=2, ge=1)
-    """Ray Data actors that share these rows."""
-    commit_rows: int = Field(default=64, ge=1)
-    """Rows that are committed together: a kill loses at most this many for each actor."""
-    max_attempts: int = Field(default=3, ge=1)
-    """How often a row is asked before it is dropped as failed."""
-    timeout_seconds: float = Field(default=600, gt=0)
-    """Of one attempt."""
-    retry_failed: bool = False
-    """Ask failed rows of an earlier run again."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be asked and into which folder; made without Ray, and nothing is written but a passing probe."""
+    """What is to be asked and into which folder; made without Ray, and nothing is written but a passing probe.
+
+    Attributes:
+        folder: the dataset's.
+        source: of the queries.
+        index: what is known of them.
+        choice: which (query, sample)s.
+        draft: the manifest so far.
+    """
 
     folder: str
     prompt: Prompt
     renderer: "Renderer"
-    rows: list[AskRow]
+    source: QuerySource
+    index: QueryIndex
+    choice: Choice
     draft: Manifest
 
 
-def make_plan(config: CreateDataConfig, queries: list[Query] | None = None) -> Plan:
+@dataclass(frozen=True)
+class Standing:
+    """How far the plan's ledger is.
+
+    Attributes:
+        manifest: as the plan's draft, with what is there already.
+        unnamed: commits that the manifest does not name yet.
+        done: sorted packed ids of (query, sample)s that need not be asked.
+        num_missing: (query, sample)s of the plan that are not done.
+    """
+
+    manifest: Manifest
+    unnamed: list[Commit]
+    done: np.ndarray
+    num_missing: int
+
+
+def make_plan(config: CreateDataConfig, queries: QuerySource | None = None) -> Plan:
     """Return what is to be asked; everything about it that can be wrong is found here, without Ray; nothing is left."""
     faults: list[RaydistillError] = []
+    source = queries or (lambda: iter_queries(config.queries))
     prompt = _collect(faults, lambda: load_prompt(config.prompt))
-    found = _collect(faults, lambda: queries if queries is not None else read_queries(config.queries))
-    if found is not None:
-        _collect(faults, lambda: check_count(found, config.num_examples, config.num_samples))
+    index = _collect(faults, lambda: scan_queries(source()))
+    if index is not None:
+        _collect(faults, lambda: check_count(len(index.ids), config.num_examples, config.num_samples))
     output = _collect(faults, lambda: absolute(config.output_file))
     if output is not None:
         _collect(faults, lambda: check_storage("output_file", folder_of(output)))
@@ -90,7 +90,7 @@ def make_plan(config: CreateDataConfig, queries: list[Query] | None = None) -> P
     model_dir = _collect(faults, lambda: find_model(config.teacher_model, weights=not faults))
     if faults:
         raise faults[0] if len(faults) == 1 else ConfigError("several faults:\n  - " + "\n  - ".join(map(str, faults)))
-    assert prompt is not None and found is not None and model_dir is not None and output is not None
+    assert prompt is not None and index is not None and model_dir is not None and output is not None
 
     from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 
@@ -103,18 +103,18 @@ def make_plan(config: CreateDataConfig, queries: list[Query] | None = None) -> P
         "template_digest": renderer.template_digest,
         "renderer": renderer.name,
     }
-    sampling = {key: getattr(config, key) for key in ("temperature", "top_p", "max_tokens", "seed")}
+    sampling = config.sampling()
     determined_by = {key: value for key, value in teacher.items() if key != "model"}
     fingerprint = digest({"prompt": prompt.digest, "teacher": determined_by, "sampling": sampling})
-    rows = choose_rows(found, config.num_examples, config.num_samples, config.seed, fingerprint)
-    for row in {tuple(message["role"] for message in row.query.messages): row for row in rows}.values():
-        render_row(row, prompt, renderer)  # a template that refuses a sequence of roles says so now
+    choice = choose_rows(index.ids, config.num_examples, config.num_samples, config.seed, fingerprint)
+    for query in index.forms:
+        render_messages(query.messages, prompt, renderer)  # a template that refuses a sequence of roles says so now
     folder = folder_of(output)
     check_output(output, folder, fingerprint)
-    counts = {"asked": len(rows), "answered": 0, "kept": 0, "dropped": {}, "merged_queries": count_merged(found)}
+    counts = {"asked": choice.num_rows, "answered": 0, "kept": 0, "dropped": {}, "merged_queries": index.num_merged}
     tokens = {"prompt": 0, "cached": 0, "completion": 0}
     draft = Manifest(fingerprint, False, prompt.digest, teacher, sampling, counts, tokens)
-    return Plan(folder, prompt, renderer, rows, draft)
+    return Plan(folder, prompt, renderer, source, index, choice, draft)
 
 
 def _collect(faults: list[RaydistillError], find: Callable[[], Found]) -> Found | None:
@@ -125,23 +125,28 @@ def _collect(faults: list[RaydistillError], find: Callable[[], Found]) -> Found 
         return None
 
 
-def find_missing(plan: Plan, retry_failed: bool) -> list[tuple[AskRow, int]]:
-    """Return the rows that the ledger has no answer to, each with the number of times that it failed before."""
-    good, failures = count_answers(plan.folder)
-    return [
-        (row, failures[row.id]) for row in plan.rows if row.id not in good and (retry_failed or row.id not in failures)
-    ]
+def read_standing(plan: Plan, retry_failed: bool) -> Standing:
+    """Return how far the plan's ledger is; nothing is written."""
+    manifest = plan.draft
+    with contextlib.suppress(NotFoundError):
+        before = read_manifest(plan.folder)
+        counts = {**plan.draft.counts, **{key: before.counts[key] for key in ("answered", "kept", "dropped")}}
+        manifest = dataclasses.replace(plan.draft, counts=counts, tokens=before.tokens, answers=before.answers)
+    unnamed = find_unnamed(plan.folder, manifest.answers, Origin.of(plan.draft))
+    marks = read_marks(plan.folder, [*manifest.answers, *(commit.shard for commit in unnamed)])
+    done = marks.ids[~marks.failed] if retry_failed else marks.ids
+    num_done = int(contains(done, plan.choice.row_ids()).sum()) if len(done) else 0
+    return Standing(manifest, unnamed, done, plan.choice.num_rows - num_done)
 
 
-def is_answered(config: CreateDataConfig, queries: list[Query]) -> bool:
+def is_answered(config: CreateDataConfig, queries: QuerySource) -> bool:
     """Return whether `run` would ask nothing."""
-    return not find_missing(make_plan(config, queries), config.retry_failed)
+    return not read_standing(make_plan(config, queries), config.retry_failed).num_missing
 
 
 def check_length(plan: Plan, config: CreateDataConfig, engine: EngineConfig) -> None:
     """Refuse a P that leaves the teacher no room to answer even the shortest query."""
-    shortest = min(plan.rows, key=lambda row: sum(len(message["content"]) for message in row.query.messages))
-    num_tokens = len(render_row(shortest, plan.prompt, plan.renderer))
+    num_tokens = len(render_messages(plan.index.shortest.messages, plan.prompt, plan.renderer))
     if num_tokens >= engine.max_model_len:
         raise ConfigError(
             f"teacher.max_model_len: P and the shortest query take {num_tokens} tokens, and the teacher's longest "

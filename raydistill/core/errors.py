@@ -25,6 +25,14 @@ class DatasetError(RaydistillError, ValueError):
     """A dataset is unfinished, unreadable, or not what its manifest says."""
 
 
+class QualityError(RaydistillError, ValueError):
+    """Too few of the teacher's answers can be used."""
+
+
+class BudgetError(RaydistillError, RuntimeError):
+    """What was asked so far has cost as much as it may."""
+
+
 class VerificationError(RaydistillError, ValueError):
     """A version failed a check (digest, base model, shape, weights, template, probe) and is not served."""
 

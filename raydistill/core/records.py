@@ -99,12 +99,18 @@ class TokenResult:
 
 @dataclass(frozen=True)
 class Answer:
-    """The teacher's answer to one (query, sample), good or bad: one row of the ledger."""
+    """The teacher's answer to one (query, sample), good or bad: one row of the ledger.
+
+    Attributes:
+        turn: which user turn of the query it answers, where every one is answered; else 0.
+        messages: the query's, without P, up to the user's turn that is answered.
+    """
 
     id: str
     query_id: str
     sample_index: int
-    messages: list[Message]  # the query's, without P
+    turn: int
+    messages: list[Message]
     text: str
     tokens: list[int]
     finish_reason: str
@@ -144,6 +150,7 @@ class Shard:
 
     uri: str  # relative to the dataset's folder
     rows: int
+    size_bytes: int
     sha256: str
 
 
@@ -156,7 +163,7 @@ class Manifest:
     prompt_digest: str
     teacher: dict[str, str]  # model, revision, tokenizer_digest, template_digest
     sampling: dict[str, Any]
-    counts: dict[str, Any]  # asked, kept, dropped {reason: n}
+    counts: dict[str, Any]  # asked, answered, kept, dropped {reason: n}
     tokens: dict[str, int]  # prompt, cached, completion
     shards: list[Shard] = field(default_factory=list)
     drops: list[Shard] = field(default_factory=list)

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +182,27 @@ def delete(uri: str) -> None:
 def download(uri: str, target: Path) -> None:
     """Copy one object to a local file, which appears only when it is whole."""
     _write_local(target, read_bytes(uri), None)
+
+
+def upload(file: Path, uri: str) -> None:
+    """Copy a local file of any size to a URI, where it appears only when it is whole."""
+    if is_remote(uri):
+        bucket, key = _split(uri)
+        with _s3_errors(uri):
+            _s3().upload_file(str(file), bucket, key)
+        return
+    path = Path(uri)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, temporary)
+        with temporary.open("rb+") as copy:
+            os.fsync(copy.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def upload_dir(folder: Path, uri: str) -> None:

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
-from raydistill.core.answers import TOO_LONG
-from raydistill.core.records import Answer, Drop, Example
+import pyarrow as pa
+
+from raydistill.core.answers import TOO_LONG, answer_from_row
+from raydistill.core.records import Answer, Drop, Example, Manifest
+from raydistill.dataset.layout import DROP_SCHEMA, EXAMPLE_SCHEMA, drop_to_row, example_to_row
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,11 @@ class Origin:
 
     teacher: str  # model and revision
     prompt_digest: str
+
+    @classmethod
+    def of(cls, draft: Manifest) -> "Origin":
+        """Return what a dataset's manifest says of all its answers."""
+        return cls(f"{draft.teacher['model']}@{draft.teacher['revision']}", draft.prompt_digest)
 
 
 def keep(answer: Answer, origin: Origin) -> Example | Drop:
@@ -28,6 +36,14 @@ def keep(answer: Answer, origin: Origin) -> Example | Drop:
         teacher=origin.teacher,
         prompt_digest=origin.prompt_digest,
     )
+
+
+def keep_table(answers: pa.Table, origin: Origin) -> tuple[pa.Table, pa.Table]:
+    """Return (examples, drops) of a table of answers; each row is in one of the two."""
+    verdicts = [keep(answer_from_row(row), origin) for row in answers.to_pylist()]
+    examples = [example_to_row(verdict) for verdict in verdicts if isinstance(verdict, Example)]
+    drops = [drop_to_row(verdict) for verdict in verdicts if isinstance(verdict, Drop)]
+    return pa.Table.from_pylist(examples, schema=EXAMPLE_SCHEMA), pa.Table.from_pylist(drops, schema=DROP_SCHEMA)
 
 
 def _fault(answer: Answer) -> tuple[str | None, str]:

@@ -52,19 +52,25 @@ def drop_to_row(drop: Drop) -> dict[str, Any]:
     return dataclasses.asdict(drop)
 
 
-def write_shard(folder: str, prefix: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Shard:
-    """Write rows as one Parquet object, named by its content, in one step; returns its entry for the manifest."""
+def write_table(folder: str, name: str, table: pa.Table) -> Shard:
+    """Write a table as one Parquet object, in one step; returns its entry for the manifest.
+
+    Args:
+        folder: the dataset's.
+        name: of the object; where it holds `{}`, a digest of the content stands there.
+        table: at least one row.
+    """
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     data = buffer.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
-    name = f"{prefix}-{sha256[:16]}.parquet"
+    name = name.format(sha256[:16])
     storage.write_bytes(join(folder, name), data)
-    return Shard(uri=name, rows=len(rows), sha256=sha256)
+    return Shard(uri=name, rows=table.num_rows, size_bytes=len(data), sha256=sha256)
 
 
-def read_shard(folder: str, shard: Shard) -> list[dict[str, Any]]:
-    """Return the rows of a manifest's shard.
+def read_table(folder: str, shard: Shard) -> pa.Table:
+    """Return a manifest's shard.
 
     Raises:
         DatasetError: the object is not the one that the manifest names.
@@ -73,7 +79,7 @@ def read_shard(folder: str, shard: Shard) -> list[dict[str, Any]]:
     data = storage.read_bytes(uri)
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise DatasetError(f"{uri} is not what {MANIFEST} says: its sha256 differs. Run create_data again.")
-    rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    if len(rows) != shard.rows:
-        raise DatasetError(f"{uri} has {len(rows)} rows, {MANIFEST} says {shard.rows}. Run create_data again.")
-    return rows
+    table = pq.read_table(io.BytesIO(data))
+    if table.num_rows != shard.rows:
+        raise DatasetError(f"{uri} has {table.num_rows} rows, {MANIFEST} says {shard.rows}. Run create_data again.")
+    return table

@@ -12,7 +12,7 @@ from raydistill.core.prompts import message_faults
 from raydistill.core.records import Example, Manifest, Message, digest, manifest_from_json
 from raydistill.core.uris import absolute, join
 from raydistill.dataset.export import to_jsonl
-from raydistill.dataset.layout import MANIFEST, example_from_row, folder_of, read_shard
+from raydistill.dataset.layout import MANIFEST, example_from_row, folder_of, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _read_folder(folder: str, tokenizer_digest: str | None) -> tuple[list[Exampl
             f"{folder} is not finished: {manifest.counts.get('kept', 0)} of {manifest.counts.get('asked', '?')} rows "
             "are there. Run the same create_data command again; it goes on where it stopped."
         )
-    examples = [example_from_row(row) for shard in manifest.shards for row in read_shard(folder, shard)]
+    examples = [example_from_row(row) for shard in manifest.shards for row in read_table(folder, shard).to_pylist()]
     if tokenizer_digest is not None and manifest.teacher.get("tokenizer_digest") != tokenizer_digest:
         logger.warning("%s: the teacher has another tokenizer; its answers are encoded anew from their text.", folder)
         examples = [dataclasses.replace(example, response_tokens=None) for example in examples]

@@ -1,12 +1,18 @@
 """The keep rules, the ledger's rows, and which rows of a ledger count."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from raydistill.core.answers import ANSWER_SCHEMA, TOO_LONG, answer_from_row, answer_id, answer_to_row, row_seed
 from raydistill.core.records import Answer, Drop, Example, Usage
 from raydistill.dataset.keep import Origin, keep
-from raydistill.dataset.ledger import best_rows
+from raydistill.dataset.pick import pick_rows
+from tests.dataset.ledger import commit, pack
+from tests.dataset.ledger import make_answer as make_ledger_answer
 
 ORIGIN = Origin("model@revision", "p" * 32)
 
@@ -16,6 +22,7 @@ def make_answer(**changes: object) -> Answer:
         "id": "a1",
         "query_id": "q1",
         "sample_index": 2,
+        "turn": 0,
         "messages": [{"role": "user", "content": "Grüße \u2028 <|im_end|>"}],
         "text": "yes",
         "tokens": [5, 6, 2],
@@ -67,20 +74,24 @@ def test_keep_drops_with_a_reason(changes: dict, reason: str) -> None:
     ],
 )
 def test_answer_survives_the_ledger(answer: Answer) -> None:
-    table = pa.Table.from_pylist([answer_to_row(answer, "a1-0")], schema=ANSWER_SCHEMA)
+    table = pa.Table.from_pylist([answer_to_row(answer)], schema=ANSWER_SCHEMA)
     assert answer_from_row(table.to_pylist()[0]) == answer
 
 
-def test_best_rows_prefers_answers_to_failures_and_counts_an_id_once() -> None:
+def test_the_first_good_answer_is_picked_else_the_last_failure(tmp_path: Path) -> None:
     rows = [("a", None), ("a", None), ("b", "x"), ("b", None), ("b", "y"), ("c", "x"), ("c", "y")]
-    table = pa.table({"id": [row[0] for row in rows], "error": pa.array([row[1] for row in rows], pa.string())})
-    assert best_rows(table) == {"a": 0, "b": 3, "c": 6}
+    answers = [
+        replace(make_ledger_answer(name), error=error, text=str(index)) for index, (name, error) in enumerate(rows)
+    ]
+    shards = [commit(tmp_path, "one", answers[:3]), commit(tmp_path, "two", answers[3:])]
+    tables = pick_rows(str(tmp_path), shards, np.sort(pack("a", "b", "c")))
+    assert {text for table in tables for text in table["text"].to_pylist()} == {"0", "3", "6"}
+    (table,) = pick_rows(str(tmp_path), shards, pack("b"))
+    assert table["text"].to_pylist() == ["3"]
 
 
 def test_ids_depend_on_all_that_determines_an_answer() -> None:
-    query = [{"role": "user", "content": "a"}]
-    ids = {answer_id(query, "f", 0), answer_id(query, "f", 1), answer_id(query, "g", 0), answer_id([], "f", 0)}
+    ids = {answer_id("q", "f", 0), answer_id("q", "f", 1), answer_id("q", "g", 0), answer_id("r", "f", 0)}
     assert len(ids) == 4
-    assert answer_id(query, "f", 0) == answer_id([{"content": "a", "role": "user"}], "f", 0)
     assert all(0 <= row_seed(identifier) < 2**31 for identifier in ids)
     assert len({row_seed(identifier) for identifier in ids}) == 4
