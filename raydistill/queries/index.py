@@ -29,6 +29,7 @@ class QueryIndex:
 
 
 def scan_queries(queries: Iterable[Query]) -> QueryIndex:
+    """Return what is known of a stream of queries."""
     items = list(queries)
     ids = np.unique(pack_ids(query.id for query in items))
     forms = {tuple(message["role"] for message in query.messages): query for query in items}

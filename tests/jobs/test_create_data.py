@@ -10,6 +10,7 @@ import pytest
 
 from jobs import create_data
 from raydistill.core.errors import ConflictError
+from raydistill.core.records import Manifest
 from raydistill.dataset.read import read_examples
 from raydistill.renderers import get_renderer, load_tokenizer
 from tests.jobs.create_data_desk import Desk, contents, num_asked
@@ -40,12 +41,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, model_dir: str, cluster: b
 def desk(tmp_path_factory: pytest.TempPathFactory, model_dir: str, teacher: Any) -> Desk:
     """A desk whose dataset was made by a teacher with every fault."""
     made = Desk(tmp_path_factory.mktemp("desk"), model_dir, GOOD + ODD)
-    progress: list[int] = []
-    create_data.run(
-        made.config(**EVERYTHING), teacher[0], on_progress=lambda now: progress.append(now.counts["answered"])
-    )
-    assert progress[-1] == 38
-    assert progress == sorted(set(progress))
+    progress: list[Manifest] = []
+    create_data.run(made.config(**EVERYTHING), teacher[0], on_progress=progress.append)
+    answered = [now.counts["answered"] for now in progress]
+    assert answered[-1] == 38
+    assert answered == sorted(set(answered))
+    assert sum(progress[-1].counts["dropped"].values()) == 6
     return made
 
 
