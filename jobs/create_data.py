@@ -23,7 +23,7 @@ from jobs.data_plan import Plan, QuerySource, Standing, check_length, make_plan,
 from jobs.places import Place, model_places
 from jobs.progress import show_asking
 from jobs.runtime import ClusterConfig, connect, name_application, require, require_shared, run_main, start_http
-from raydistill.core.idset import contains
+from raydistill.core.idset import contains, pack_ids
 from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute
 from raydistill.dataset.finish import check_first, finish_dataset
@@ -104,28 +104,29 @@ def _ask(
     on_progress: Progress | None,
 ) -> None:
     """Ask the missing rows and wait until each is in the ledger; a few come first and are looked at."""
-    from jobs.asking import Asker, ask_missing
+    from jobs.asking import ask_missing
+    from jobs.watching import Asker
     from raydistill.dataset.appending import OpenLedger
 
     estimate = estimate_tokens(plan, config, standing.num_missing)
     logger.info("%s", estimate.describe(config))
     ledger = OpenLedger(plan.folder, standing.manifest)
     ledger.add(standing.unnamed)
-    done, num_missing = standing.done, standing.num_missing
-    with _shown(on_progress, config, num_missing) as watch:
-        asker = Asker(plan, config, handle, ledger, watch)
-        if 0 < config.smoke_rows < config.num_examples:
-            first = choose_rows(
-                plan.index.ids, config.smoke_rows, config.num_samples, config.seed, plan.choice.fingerprint
-            )
-            first_ids = np.sort(first.row_ids())
-            num_first = int((~contains(done, first_ids)).sum())
-            if num_first:
-                ask_missing(asker, first, done, num_first)
-            check_first(plan.folder, ledger.manifest, first_ids, config.smoke_min_kept)
-            done, num_missing = np.union1d(done, first_ids), num_missing - num_first
-        if num_missing:
-            ask_missing(asker, plan.choice, done, num_missing)
+    first_ids = _choose_first(plan, config)
+    if len(first_ids) and contains(standing.done, first_ids).all():
+        check_first(plan.folder, ledger.manifest, first_ids, config.smoke_min_kept)
+    with _shown(on_progress, config, standing.num_missing) as progress:
+        asker = Asker(plan, config, handle, ledger, progress)
+        ask_missing(asker, standing.done, standing.num_missing, first_ids)
+
+
+def _choose_first(plan: Plan, config: CreateDataConfig) -> np.ndarray:
+    """Return the sorted packed ids of the (query, sample)s that are looked at before the rest is asked."""
+    if not 0 < config.smoke_rows < config.num_examples:
+        return pack_ids([])
+    query_ids, fingerprint = plan.index.ids, plan.choice.fingerprint
+    first = choose_rows(query_ids, config.smoke_rows, config.num_samples, config.seed, fingerprint)
+    return np.sort(first.row_ids())
 
 
 def _finish(plan: Plan, config: CreateDataConfig) -> Manifest:

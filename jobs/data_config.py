@@ -91,7 +91,7 @@ class CreateDataConfig(Section):
     def _fits_together(self) -> "CreateDataConfig":
         if self.max_cost is not None and self.prices is None:
             raise ValueError("max_cost needs prices: write a table [create_data.prices] with input and output")
-        if self.smoke_min_kept > self.smoke_rows:
+        if self.smoke_min_kept > self.smoke_rows > 0:
             raise ValueError(f"smoke_min_kept ({self.smoke_min_kept}) is above smoke_rows ({self.smoke_rows})")
         return self
 

@@ -21,6 +21,10 @@ class StorageError(RaydistillError, OSError):
     """An object store or a folder did not do what was asked."""
 
 
+class UnavailableError(StorageError):
+    """An object store does not answer, or says that it cannot now; later it may."""
+
+
 class DatasetError(RaydistillError, ValueError):
     """A dataset is unfinished, unreadable, or not what its manifest says."""
 

@@ -13,6 +13,11 @@ def pack_ids(ids: Iterable[str]) -> np.ndarray:
     return np.frombuffer(bytes.fromhex("".join(ids)), dtype=ID_TYPE)
 
 
+def unpack_ids(ids: np.ndarray) -> list[str]:
+    """Return packed ids as texts of 32 hexadecimal digits; numpy hides the zeros that 16 bytes end with."""
+    return [packed.ljust(ID_DIGITS // 2, b"\0").hex() for packed in ids.tolist()]
+
+
 def find_positions(sorted_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return where in `sorted_ids` each of `ids` is, int64; -1 where it is not."""
     if not len(sorted_ids):

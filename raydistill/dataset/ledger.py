@@ -9,6 +9,7 @@ Ray Data's own checkpointing is not used: it leaves two objects and one task for
 and reads them all (docs/data.md says what that costs).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -22,8 +23,9 @@ import pyarrow.parquet as pq
 
 from raydistill.core import storage
 from raydistill.core.answers import ANSWER_SCHEMA, Commit
-from raydistill.core.errors import DatasetError, NotFoundError
+from raydistill.core.errors import DatasetError, NotFoundError, UnavailableError
 from raydistill.core.idset import ID_DIGITS, contains, pack_ids
+from raydistill.core.patience import patiently
 from raydistill.core.records import Shard
 from raydistill.core.uris import join
 from raydistill.dataset.keep import Origin, keep_table
@@ -57,17 +59,23 @@ class LedgerWriter:
         """
         table = pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA)
         # Never the name of another commit, not even where a worker that was given up still writes.
-        shard = write_table(self.folder, f"{NEW}/{request}-{uuid.uuid4().hex[:16]}.parquet", table)
+        name = f"{NEW}/{request}-{uuid.uuid4().hex[:16]}.parquet"
+        shard = patiently(lambda: write_table(self.folder, name, table))
         return describe_commit(shard, table, self.origin)
 
     def read_answered(self, request: str) -> set[str]:
         """Return the ids of the (query, sample)s of a request object that are in the ledger already."""
-        names = [name for name in storage.list_names(join(self.folder, NEW)) if name.startswith(f"{request}-")]
-        return {
-            identifier[:ID_DIGITS]
-            for name in names
-            for identifier in _read_columns(self.folder, f"{NEW}/{name}", ["id"])["id"].to_pylist()
-        }
+        return patiently(lambda: self._read_answered(request))
+
+    def _read_answered(self, request: str) -> set[str]:
+        answered: set[str] = set()
+        for name in storage.list_names(join(self.folder, NEW)):
+            # One that is gone by now was joined into a large object, and is read there when the dataset is finished.
+            with contextlib.suppress(NotFoundError):
+                if name.startswith(f"{request}-"):
+                    ids = _read_columns(self.folder, f"{NEW}/{name}", ["id"])["id"].to_pylist()
+                    answered |= {identifier[:ID_DIGITS] for identifier in ids}
+        return answered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +154,8 @@ def read_marks(folder: str, shards: Iterable[Shard]) -> Marks:
 
 def compact(folder: str, shards: Sequence[Shard]) -> Shard:
     """Write the rows of several objects as one and return it; the caller names it instead of them."""
-    table = pa.concat_tables([read_table(folder, shard) for shard in shards])
-    return write_table(folder, f"{ANSWERS}/ledger-{{}}.parquet", table)
+    table = pa.concat_tables([patiently(lambda shard=shard: read_table(folder, shard)) for shard in shards])
+    return patiently(lambda: write_table(folder, f"{ANSWERS}/ledger-{{}}.parquet", table))
 
 
 def choose_compaction(shards: Sequence[Shard], at_end: bool = False) -> list[Shard]:
@@ -184,7 +192,8 @@ def replace_shards(shards: Sequence[Shard], joined: Sequence[Shard], by: Shard) 
 def delete_shards(folder: str, shards: Iterable[Shard]) -> None:
     """Delete objects that the manifest does not name any more."""
     with ThreadPoolExecutor(READ_THREADS) as threads:
-        list(threads.map(storage.delete, [join(folder, shard.uri) for shard in shards]))
+        places = [join(folder, shard.uri) for shard in shards]
+        list(threads.map(lambda place: patiently(lambda: storage.delete(place)), places))
 
 
 def clean(folder: str, shards: Sequence[Shard]) -> None:
@@ -202,5 +211,7 @@ def _read_columns(folder: str, uri: str, columns: list[str]) -> pa.Table:
         return pq.read_table(path, filesystem=files, columns=columns)
     except FileNotFoundError as error:
         raise NotFoundError(f"{join(folder, uri)} does not exist.") from error
+    except OSError as error:
+        raise UnavailableError(f"{join(folder, uri)} cannot be read: {error}.") from error
     except pa.ArrowInvalid as error:
         raise DatasetError(f"{join(folder, uri)} is no Parquet object of answers ({error}).") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from ray.data.context import DataContext
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.answers import Commit, answer_to_row
+from raydistill.core.patience import patiently
 from raydistill.core.prompts import Prompt
 from raydistill.core.records import Answer
 from raydistill.renderers import Renderer
 from raydistill.teacher.attempt import AskSettings, Attempts
 from raydistill.teacher.converse import Conversation
 from raydistill.teacher.rows import read_requests
+from raydistill.teacher.tally import Word
 
+WAIT_SECONDS = 0.1
 OBJECTS_IN_WORK = 2  # of an actor: the next one's rows fill the places that the last slow rows of one leave empty
 
 
@@ -48,6 +52,7 @@ class Desk:
         requests: the folder of the request objects.
         ledger: where the answers go.
         tally: the actor that is told of each commit; see tally.start_tally.
+        first: the names of request objects that are asked before the tally says "go".
     """
 
     handle: DeploymentHandle
@@ -57,6 +62,7 @@ class Desk:
     requests: str
     ledger: Ledger
     tally: Any
+    first: frozenset[str]
 
 
 def ask_rows(names: list[str], desk: Desk, num_actors: int) -> Dataset:
@@ -111,7 +117,7 @@ class AskTeacher:
         self._group = min(settings.rows_per_call, self._window)
         attempts = Attempts(desk.handle, settings)
         self._conversation = Conversation(desk.prompt, desk.renderer, attempts, settings)
-        self._stopped = False
+        self._word: Word = "wait"
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Work on request objects; several threads call it at a time."""
@@ -121,14 +127,17 @@ class AskTeacher:
     def _work(self, name: str) -> int:
         """Ask and commit the rows of one object; return how many."""
         desk = self._desk
+        if name not in desk.first:
+            self._wait_for_the_first()
         answered = desk.ledger.read_answered(name)
-        rows = [row for row in read_requests(desk.requests, name) if row["id"] not in answered]
+        requests = patiently(lambda: read_requests(desk.requests, name))
+        rows = [row for row in requests if row["id"] not in answered]
         groups = iter([rows[start : start + self._group] for start in range(0, len(rows), self._group)])
         asked: dict[Future[list[Answer]], int] = {}  # with the number of rows of each
         answers: list[Answer] = []
         num_waiting = num_done = committed = 0
         while True:
-            while not self._stopped and num_waiting + num_done + self._group <= self._window:
+            while self._word != "stop" and num_waiting + num_done + self._group <= self._window:
                 group = next(groups, None)
                 if group is None:
                     break
@@ -145,5 +154,12 @@ class AskTeacher:
                 committed, num_done, answers = committed + num_done, 0, []
 
     def _commit(self, name: str, answers: list[Answer]) -> None:
-        commit = self._desk.ledger.write(name, [answer_to_row(answer) for answer in answers])
-        self._stopped = ray.get(self._desk.tally.report.remote([commit]))
+        rows = [answer_to_row(answer) for answer in answers]
+        commit = self._desk.ledger.write(name, rows)
+        self._word = ray.get(self._desk.tally.report.remote([commit]))
+
+    def _wait_for_the_first(self) -> None:
+        """Return when the job has seen that the first answers can be used, or wants no more."""
+        while self._word == "wait":
+            time.sleep(WAIT_SECONDS)
+            self._word = ray.get(self._desk.tally.report.remote([]))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from raydistill.core import storage
 from raydistill.core.answers import REQUEST_SCHEMA, answer_id
 from raydistill.core.errors import ConfigError
-from raydistill.core.idset import contains, find_positions, pack_ids
+from raydistill.core.idset import contains, find_positions, pack_ids, unpack_ids
 from raydistill.core.prompts import Prompt, teacher_messages
 from raydistill.core.records import Message, Query
 from raydistill.core.uris import join
@@ -51,9 +51,9 @@ class Choice:
 
     def row_ids(self) -> np.ndarray:
         """Return the packed ids of all (query, sample) pairs."""
-        pairs = zip(self.ids.tolist(), self.num_samples.tolist(), strict=True)
+        pairs = zip(unpack_ids(self.ids), self.num_samples.tolist(), strict=True)
         return pack_ids(
-            answer_id(query.ljust(16, b"\0").hex(), self.fingerprint, sample_index)
+            answer_id(query, self.fingerprint, sample_index)
             for query, num_samples in pairs
             for sample_index in range(num_samples)
         )

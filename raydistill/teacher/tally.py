@@ -1,11 +1,13 @@
-"""Where asking actors and the job that runs them meet: commits go one way, the word to stop the other."""
+"""Where asking actors and the job that runs them meet: commits go one way, the word to go on or to stop the other."""
 
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydistill.core.answers import Commit
+
+Word = Literal["wait", "go", "stop"]
 
 
 class Tally:
@@ -14,21 +16,21 @@ class Tally:
     def __init__(self) -> None:
         """Start with nothing."""
         self._commits: list[Commit] = []
-        self._stopped = False
+        self._word: Word = "wait"
 
-    def report(self, commits: list[Commit]) -> bool:
-        """Take commits of an asking actor; return whether it is to stop."""
+    def report(self, commits: list[Commit]) -> "Word":
+        """Take commits of an asking actor and return the word."""
         self._commits += commits
-        return self._stopped
+        return self._word
 
     def take(self) -> list[Commit]:
         """Return the commits since the last call."""
         commits, self._commits = self._commits, []
         return commits
 
-    def stop(self) -> None:
-        """Let asking actors end after the rows that they have at the teacher."""
-        self._stopped = True
+    def say(self, word: "Word") -> None:
+        """Set the word: to "go" on with all rows, to "wait" with all but the first, or to "stop"."""
+        self._word = word
 
 
 def start_tally() -> Any:
