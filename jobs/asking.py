@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
@@ -18,9 +18,6 @@ from raydistill.teacher.ask import Desk, ask_rows, without_bars
 from raydistill.teacher.attempt import AskSettings, read_context_tokens
 from raydistill.teacher.rows import find_rows, object_rows, write_requests
 from raydistill.teacher.tally import start_tally
-
-if TYPE_CHECKING:
-    pass
 
 REQUESTS = "requests"
 SPARE_STALL_SECONDS = 600.0  # for what Ray Data does besides asking: starting actors, reading, writing

@@ -103,6 +103,11 @@ class Conversation:
 
     def _take(self, talk: _Talk, result: TokenResult) -> None:
         text = self._renderer.parse_response(result.tokens)[0]["content"] if result.tokens else ""
+        tokens, is_cut = list(result.tokens), False
+        if result.finish_reason == "stop" and tokens[-1:] and tokens[-1] not in self._stop_token_ids:
+            # One of the stop texts ended it. The student ends its answers by itself: with the stop token, right there.
+            text = _cut(text, self._settings.stop)
+            tokens, is_cut = self._renderer.encode_response(text), True
         turn = len(talk.answers)
         answer = Answer(
             id=turn_id(talk.row["id"], turn),
@@ -111,16 +116,21 @@ class Conversation:
             turn=turn,
             messages=list(talk.said),
             text=text,
-            tokens=list(result.tokens),
+            tokens=tokens,
             finish_reason=result.finish_reason,
             usage=result.usage,
             latency_seconds=result.latency_seconds,
             error=result.error,
-            top_ids=result.top_ids,
-            top_logprobs=result.top_logprobs,
+            top_ids=None if is_cut else result.top_ids,
+            top_logprobs=None if is_cut else result.top_logprobs,
         )
         talk.answers.append(answer)
         talk.said.append({"role": "assistant", "content": text})
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """Return what stands before the first stop text."""
+    return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]
 
 
 def _say_next(talk: _Talk) -> None:
