@@ -39,7 +39,7 @@ def ask_missing(asker: Asker, done: np.ndarray, num_rows: int, first_ids: np.nda
         BudgetError: the dataset has cost max_cost; what was answered until then is in the ledger.
     """
     plan, config = asker.plan, asker.config
-    num_actors = config.count_actors(num_rows)
+    num_actors = config.count_actors(num_rows, asker.max_replicas)
     clear_requests(plan.folder)
     first, names = _write_requests(asker, done, num_rows, num_actors, first_ids)
     tally = start_tally()
@@ -49,7 +49,7 @@ def ask_missing(asker: Asker, done: np.ndarray, num_rows: int, first_ids: np.nda
         handle=asker.handle,
         prompt=plan.prompt,
         renderer=plan.renderer,
-        settings=_make_settings(config, num_actors, read_context_tokens(asker.handle)),
+        settings=_make_settings(asker, num_actors),
         requests=join(plan.folder, REQUESTS),
         ledger=LedgerWriter(plan.folder, Origin.of(plan.draft)),
         tally=tally,
@@ -93,7 +93,8 @@ def clear_requests(folder: str) -> None:
         storage.delete(join(requests, name))
 
 
-def _make_settings(config: CreateDataConfig, num_actors: int, context_tokens: int) -> AskSettings:
+def _make_settings(asker: Asker, num_actors: int) -> AskSettings:
+    config = asker.config
     return AskSettings(
         temperature=config.temperature,
         top_p=config.top_p,
@@ -101,12 +102,14 @@ def _make_settings(config: CreateDataConfig, num_actors: int, context_tokens: in
         stop=tuple(config.stop),
         top_logprobs=config.top_logprobs,
         all_turns=config.answer_turns == "all",
-        in_flight=-(-config.concurrency // num_actors),
+        concurrency=config.concurrency,
+        num_actors=num_actors,
+        max_replicas=asker.max_replicas,
         rows_per_call=config.rows_per_call,
         commit_rows=config.commit_rows,
         max_attempts=config.max_attempts,
         timeout_seconds=config.timeout_seconds,
-        context_tokens=context_tokens,
+        context_tokens=read_context_tokens(asker.handle, config.timeout_seconds),
     )
 
 

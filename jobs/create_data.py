@@ -67,7 +67,7 @@ def run(
     if not standing.num_missing:
         return _finish(plan, config)
     if handle is not None:
-        _ask(plan, standing, config, handle, on_progress)
+        _ask(plan, standing, config, handle, engine.max_replicas, on_progress)
         return _finish(plan, config)
     check_length(plan, config, engine)
     cluster = cluster or ClusterConfig.model_validate({})
@@ -80,7 +80,7 @@ def run(
     application = name_application("teacher", cluster)
     own_handle = app.start(config.teacher_model, engine, application)
     try:
-        _ask(plan, standing, config, own_handle, on_progress)
+        _ask(plan, standing, config, own_handle, engine.max_replicas, on_progress)
     finally:
         app.stop(application[0])
     return _finish(plan, config)
@@ -93,7 +93,7 @@ def list_places(config: CreateDataConfig) -> list[Place]:
 
 def logical_cpus(config: CreateDataConfig, engine: EngineConfig) -> int:
     """Return the CPUs that Ray must have: a replica holds two, the ingress and each asking actor one, Ray Data one."""
-    return 2 * engine.num_replicas + 1 + config.count_actors(config.num_examples, engine.num_replicas) + 1
+    return 2 * engine.max_replicas + 1 + config.count_actors(config.num_examples, engine.max_replicas) + 1
 
 
 def _ask(
@@ -101,6 +101,7 @@ def _ask(
     standing: Standing,
     config: CreateDataConfig,
     handle: "DeploymentHandle",
+    max_replicas: int,
     on_progress: Progress | None,
 ) -> None:
     """Ask the missing rows and wait until each is in the ledger; a few come first and are looked at."""
@@ -116,7 +117,7 @@ def _ask(
     if len(first_ids) and contains(standing.done, first_ids).all():
         check_first(plan.folder, ledger.manifest, first_ids, config.smoke_min_kept)
     with _shown(on_progress, config, standing.num_missing) as progress:
-        asker = Asker(plan, config, handle, ledger, progress)
+        asker = Asker(plan, config, handle, max_replicas, ledger, progress)
         ask_missing(asker, standing.done, standing.num_missing, first_ids)
 
 

@@ -168,7 +168,7 @@ def _logical_cpus(settings: Settings) -> int:
     """Return the CPUs that the largest stage holds: an engine's replica 2, an ingress 1, actors and workers 1 each."""
     teacher = create_data.logical_cpus(settings.create_data, settings.teacher)
     training = settings.train.num_workers + 1
-    return max(teacher, training, 2 * settings.student.num_replicas + 1)
+    return max(teacher, training, 2 * settings.student.max_replicas + 1)
 
 
 def _ask_teacher(settings: Settings, queries: QuerySource, clock: Clock) -> "tuple[Manifest, Reference]":

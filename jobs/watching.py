@@ -19,11 +19,13 @@ from raydistill.core.errors import BudgetError, QualityError, RaydistillError, S
 from raydistill.core.records import Manifest
 from raydistill.dataset.appending import OpenLedger
 from raydistill.dataset.finish import check_first
+from raydistill.teacher.attempt import count_replicas
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 POLL_SECONDS = 0.5
+COUNT_SECONDS = 2.0  # between two looks at the number of replicas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Asker:
     """What is the same for all rows of one run.
 
     Attributes:
+        max_replicas: that the teacher may come to have.
         on_progress: told how far the ledger is, where it moved.
     """
 
     plan: Plan
     config: CreateDataConfig
     handle: "DeploymentHandle"
+    max_replicas: int
     ledger: OpenLedger
     on_progress: Callable[[Manifest], None]
 
@@ -95,6 +99,7 @@ class Watch:
         self._asker = asker
         self._tally = tally
         self._first = first
+        self._last_count = 0.0
         self._num_first = 0  # of them in the ledger, of this run
         self._reason: RaydistillError | None = None  # why it was told to stop
 
@@ -113,6 +118,7 @@ class Watch:
                 last_commit = time.monotonic()
                 self._take(commits)
             self._asker.ledger.compact()
+            self._count_replicas()
             if is_done:
                 break
             if time.monotonic() - last_commit > stall_seconds:
@@ -128,6 +134,13 @@ class Watch:
             raise ServiceError(f"asking the teacher failed: {error}. Run the same command again to go on.") from error
         if self._reason is not None:
             raise self._reason
+
+    def _count_replicas(self) -> None:
+        """Let the actors know where the teacher has grown or shrunk."""
+        if self._asker.max_replicas == 1 or time.monotonic() - self._last_count < COUNT_SECONDS:
+            return
+        self._last_count = time.monotonic()
+        self._tally.count_replicas.remote(count_replicas(self._asker.handle))
 
     def _take(self, commits: list[Commit]) -> None:
         asker, first = self._asker, self._first

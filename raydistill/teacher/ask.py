@@ -21,6 +21,7 @@ from raydistill.core.records import Answer
 from raydistill.renderers import Renderer
 from raydistill.teacher.attempt import AskSettings, Attempts
 from raydistill.teacher.converse import Conversation
+from raydistill.teacher.places import Places
 from raydistill.teacher.rows import read_requests
 from raydistill.teacher.tally import Word
 
@@ -112,7 +113,11 @@ class AskTeacher:
         """Take what to work with; see Desk."""
         settings = desk.settings
         self._desk = desk
-        self._threads = ThreadPoolExecutor(math.ceil(settings.in_flight / settings.rows_per_call))  # for all objects
+        self._places = Places(settings.in_flight(1))
+        # One pool for all objects, with a thread for every call that there may ever be at a time.
+        self._threads = ThreadPoolExecutor(
+            math.ceil(settings.in_flight(settings.max_replicas) / settings.rows_per_call)
+        )
         self._window = max(1, settings.commit_rows // OBJECTS_IN_WORK)
         self._group = min(settings.rows_per_call, self._window)
         attempts = Attempts(desk.handle, settings)
@@ -141,7 +146,7 @@ class AskTeacher:
                 group = next(groups, None)
                 if group is None:
                     break
-                asked[self._threads.submit(self._conversation.answer, group)] = len(group)
+                asked[self._threads.submit(self._answer, group)] = len(group)
                 num_waiting += len(group)
             if not asked:
                 return committed
@@ -153,13 +158,22 @@ class AskTeacher:
                 self._commit(name, answers)
                 committed, num_done, answers = committed + num_done, 0, []
 
+    def _answer(self, group: list[dict[str, Any]]) -> list[Answer]:
+        with self._places.taken(len(group)):
+            return self._conversation.answer(group)
+
     def _commit(self, name: str, answers: list[Answer]) -> None:
         rows = [answer_to_row(answer) for answer in answers]
         commit = self._desk.ledger.write(name, rows)
-        self._word = ray.get(self._desk.tally.report.remote([commit]))
+        self._report([commit])
+
+    def _report(self, commits: list[Commit]) -> None:
+        """Tell the job of commits, and hear the word and how many replicas there are."""
+        self._word, num_replicas = ray.get(self._desk.tally.report.remote(commits))
+        self._places.resize(self._desk.settings.in_flight(num_replicas))
 
     def _wait_for_the_first(self) -> None:
         """Return when the job has seen that the first answers can be used, or wants no more."""
         while self._word == "wait":
             time.sleep(WAIT_SECONDS)
-            self._word = ray.get(self._desk.tally.report.remote([]))
+            self._report([])

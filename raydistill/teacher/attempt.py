@@ -5,9 +5,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
 
 from raydistill.core.errors import ServiceError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
@@ -23,7 +25,9 @@ class AskSettings:
     Attributes:
         top_logprobs: how many of the most likely tokens are recorded at each position; None for none.
         all_turns: whether every user turn of a query is answered, or the last one only.
-        in_flight: rows that one actor keeps at the teacher at a time.
+        concurrency: rows at one replica at a time, of all actors.
+        num_actors: that ask.
+        max_replicas: that the teacher may come to have.
         rows_per_call: rows that go to a replica in one call.
         commit_rows: rows of one actor that are asked and not committed, at most.
         max_attempts: how often a row is asked before it becomes an Answer with an error.
@@ -37,12 +41,22 @@ class AskSettings:
     stop: tuple[str, ...]
     top_logprobs: int | None
     all_turns: bool
-    in_flight: int
+    concurrency: int
+    num_actors: int
+    max_replicas: int
     rows_per_call: int
     commit_rows: int
     max_attempts: int
     timeout_seconds: float
     context_tokens: int
+
+    def in_flight(self, num_replicas: int) -> int:
+        """Return how many rows an actor keeps at the teacher: those of one replica more, where there may be one more.
+
+        So there is always enough waiting to bring that one up.
+        """
+        replicas = min(num_replicas + 1, self.max_replicas)
+        return -(-self.concurrency * replicas // self.num_actors)
 
 
 class Attempts:
@@ -145,3 +159,10 @@ def failed_result(
     return TokenResult(
         [], [], finish_reason, Usage(len(tokens), 0, 0), latency_seconds=latency_seconds, error=error[:2000]
     )
+
+
+def count_replicas(handle: DeploymentHandle) -> int:
+    """Return how many replicas of a teacher are running; 1 where Serve does not say."""
+    application = serve.status().applications.get(handle.app_name)
+    deployment = application.deployments.get(handle.deployment_name) if application else None
+    return deployment.replica_states.get(ReplicaState.RUNNING, 0) if deployment else 1

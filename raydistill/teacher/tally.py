@@ -17,18 +17,23 @@ class Tally:
         """Start with nothing."""
         self._commits: list[Commit] = []
         self._word: Word = "wait"
+        self._num_replicas = 1
 
-    def report(self, commits: list[Commit]) -> "Word":
-        """Take commits of an asking actor and return the word."""
+    def report(self, commits: list[Commit]) -> tuple[Word, int]:
+        """Take commits of an asking actor; return the word, and how many replicas the teacher has."""
         self._commits += commits
-        return self._word
+        return self._word, self._num_replicas
 
     def take(self) -> list[Commit]:
         """Return the commits since the last call."""
         commits, self._commits = self._commits, []
         return commits
 
-    def say(self, word: "Word") -> None:
+    def count_replicas(self, number: int) -> None:
+        """Set how many replicas the teacher has."""
+        self._num_replicas = number
+
+    def say(self, word: Word) -> None:
         """Set the word: to "go" on with all rows, to "wait" with all but the first, or to "stop"."""
         self._word = word
 
