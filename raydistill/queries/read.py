@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,3 @@ def _describe(path: Path, faults: list[str]) -> str:
         f"queries: {path} has {len(faults)} bad lines:\n  {shown}{more}\n"
         'Each line must be a JSON object with "text", or "messages" that end with a user\'s.'
     )
-
-
-def iter_queries(source: str) -> "Iterator[Query]":
-    yield from read_queries(source)
