@@ -1,22 +1,32 @@
 """From Queries to those that are asked for training and those that are held out for evaluation."""
 
 import hashlib
+from collections.abc import Iterable
 
 from raydistill.core.records import Query
 
+HELD_OUT = 0.2  # of the queries, about
 
-def split_queries(queries: list[Query], held_out: float = 0.2) -> tuple[list[Query], list[Query]]:
-    """Return (training, held-out) queries, by a hash of the normalised text alone.
 
-    A query keeps its side whatever else is in the file, and queries that differ only in letter case or
+def is_held_out(query: Query, held_out: float = HELD_OUT) -> bool:
+    """Return whether a query is held out for evaluation, by a hash of its normalised text alone.
+
+    A query keeps its side whatever else is in the source, and queries that differ only in letter case or
     white space are on the same side.
 
     Args:
-        queries: all of them.
+        query: one query.
         held_out: about which share is held out, 0 to 1.
     """
-    training = [query for query in queries if _position(query) >= held_out]
-    return training, [query for query in queries if _position(query) < held_out]
+    return _position(query) < held_out
+
+
+def split_queries(queries: Iterable[Query], held_out: float = HELD_OUT) -> tuple[list[Query], list[Query]]:
+    """Return (training, held-out) queries as lists; see `is_held_out`, which needs no list."""
+    sides: tuple[list[Query], list[Query]] = ([], [])
+    for query in queries:
+        sides[is_held_out(query, held_out)].append(query)
+    return sides
 
 
 def normalise(query: Query) -> str:
