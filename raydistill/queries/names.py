@@ -13,6 +13,7 @@ class NameLedger:
     """Names with the texts they were used for; only digests are kept, so a hundred million fit into memory."""
 
     def __init__(self) -> None:
+        """Begin without names."""
         self._names = array("Q")
         self._texts = array("Q")
         self._places = array("Q")
@@ -29,7 +30,9 @@ class NameLedger:
 
         if not self._names:
             return
-        names, texts, places = (np.frombuffer(column, dtype=np.uint64) for column in (self._names, self._texts, self._places))
+        names, texts, places = (
+            np.frombuffer(column, dtype=np.uint64) for column in (self._names, self._texts, self._places)
+        )
         order = np.argsort(names, kind="stable")  # rows of one name in the order in which they were read
         names, texts, places = names[order], texts[order], places[order]
         starts = np.flatnonzero(np.append(True, names[1:] != names[:-1]))

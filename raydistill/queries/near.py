@@ -1,8 +1,8 @@
 """Finds queries whose text resembles another one's, by MinHash and locality-sensitive hashing.
 
-Which of them is kept depends neither on the order of the rows nor on anything else but the set of queries: queries are
-taken by their ids, the smallest first, and one is kept unless it resembles one that is kept already. So every query that
-is dropped resembles a kept one (not merely another dropped one), and a second pass over the kept ones drops nothing.
+Which of them is kept depends on the set of queries alone and not on the order of the rows: they are taken by their
+ids, the smallest first, and one is kept unless it resembles one that is kept already. So every query that is dropped
+resembles a kept one (not merely another dropped one), and a second pass over the kept ones drops nothing.
 """
 
 import tempfile
@@ -17,6 +17,7 @@ from raydistill.queries.sketch import NUM_PERMUTATIONS, make_lsh, sketch_query
 
 if TYPE_CHECKING:
     import numpy as np
+    from datasketch import MinHash
 
 MIN_THRESHOLD, MAX_THRESHOLD = 0.5, 0.99  # below, unrelated texts share bands; above, there is one band only
 REASON = "near_duplicate"
@@ -75,19 +76,30 @@ class NearIndex:
     """
 
     def __init__(self, threshold: float) -> None:
+        """Begin without queries; see `find_near_duplicates` for the threshold."""
         self._threshold = threshold
         self._lsh = make_lsh(threshold)
-        self._sketches = {}
+        self._sketches: dict[str, MinHash] = {}
+
+    def add(self, query: Query) -> None:
+        """Add a query, whether or not it resembles another one."""
+        self._insert(query.id, sketch_query(query))
 
     def find_or_add(self, query: Query) -> NearDuplicate | None:
         """Return which query of the index this one resembles most; where it resembles none, add it."""
         sketch = sketch_query(query)
-        rivals = sorted((-sketch.jaccard(self._sketches[key]), key) for key in self._lsh.query(sketch))
-        if rivals and -rivals[0][0] >= self._threshold:
-            return NearDuplicate(query.id, rivals[0][1], -rivals[0][0])
-        self._lsh.insert(query.id, sketch)
-        self._sketches[query.id] = sketch
+        rivals = [(self._sketches[str(key)].jaccard(sketch), str(key)) for key in self._lsh.query(sketch)]
+        if rivals:
+            similarity, kept_id = min(rivals, key=lambda rival: (-rival[0], rival[1]))
+            if similarity >= self._threshold:
+                return NearDuplicate(query.id, kept_id, similarity)
+        self._insert(query.id, sketch)
         return None
+
+    def _insert(self, identifier: str, sketch: "MinHash") -> None:
+        if identifier not in self._sketches:
+            self._lsh.insert(identifier, sketch)
+            self._sketches[identifier] = sketch
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What of a query's text is compared when near duplicates are looked for: a set of shingles, sketched by MinHash.
 
 Measured on 12 pairs that people would call the same (a typo, another ending, a word or a stop more) and 8 that they
-would not, of 15 to 80 characters in five languages. Jaccard similarity of the sets of words: 0 to 1 against 0 to 0.7; in
-Chinese, Japanese and Thai, which put no spaces, always 0. Of three characters: 0.57 to 0.92 against 0.18 to 0.44, and
+would not, of 15 to 80 characters in five languages. Jaccard similarity of the sets of words: 0 to 1 against 0 to 0.7,
+always 0 in Chinese, Japanese and Thai, which put no spaces. Of three characters: 0.57 to 0.92 against 0.18 to 0.44, and
 0.81 for two questions that differ in a number only. Two characters are enough where each is a syllable or a word; in an
 alphabet, long texts that have nothing in common reach 0.5 with two, 0.29 with three. With what stands below (two or
 three characters by script, compatibility forms folded, numbers heavier) it is 0.69 to 0.92 against 0.22 to 0.65.

@@ -30,10 +30,13 @@ def split_queries(queries: Iterable[Query], held_out: float = HELD_OUT) -> tuple
 
 
 def normalise(query: Query) -> str:
-    """Return a query's text with case folded and white space made single."""
-    return "\n".join(
-        f"{message['role']}: {' '.join(message['content'].casefold().split())}" for message in query.messages
-    )
+    """Return a query's text with case folded and white space made single: one line for each message."""
+    return "\n".join(f"{message['role']}: {normalise_text(message['content'])}" for message in query.messages)
+
+
+def normalise_text(text: str) -> str:
+    """Return a text on one line with case folded and white space made single."""
+    return " ".join(text.casefold().split())
 
 
 def _position(query: Query) -> float:
