@@ -8,6 +8,7 @@ import numpy as np
 import ray
 
 from jobs.data_config import CreateDataConfig
+from jobs.data_plan import Teacher
 from jobs.watching import Asker, First, Watch, start_thread
 from raydistill.core import storage
 from raydistill.core.idset import unpack_ids
@@ -39,17 +40,17 @@ def ask_missing(asker: Asker, done: np.ndarray, num_rows: int, first_ids: np.nda
         BudgetError: the dataset has cost max_cost; what was answered until then is in the ledger.
     """
     plan, config = asker.plan, asker.config
-    num_actors = config.count_actors(num_rows, asker.max_replicas)
+    num_actors = config.count_actors(num_rows, asker.teacher.max_replicas)
     clear_requests(plan.folder)
     first, names = _write_requests(asker, done, num_rows, num_actors, first_ids)
     tally = start_tally()
     if first is None:
         ray.get(tally.say.remote("go"))
     desk = Desk(
-        handle=asker.handle,
+        handle=asker.teacher.handle,
         prompt=plan.prompt,
         renderer=plan.renderer,
-        settings=_make_settings(asker, num_actors),
+        settings=make_settings(config, asker.teacher, num_actors),
         requests=join(plan.folder, REQUESTS),
         ledger=LedgerWriter(plan.folder, Origin.of(plan.draft)),
         tally=tally,
@@ -93,8 +94,8 @@ def clear_requests(folder: str) -> None:
         storage.delete(join(requests, name))
 
 
-def _make_settings(asker: Asker, num_actors: int) -> AskSettings:
-    config = asker.config
+def make_settings(config: CreateDataConfig, teacher: Teacher, num_actors: int) -> AskSettings:
+    """Return how each of so many actors asks; waits for the teacher, which may have to come up first."""
     return AskSettings(
         temperature=config.temperature,
         top_p=config.top_p,
@@ -104,12 +105,12 @@ def _make_settings(asker: Asker, num_actors: int) -> AskSettings:
         all_turns=config.answer_turns == "all",
         concurrency=config.concurrency,
         num_actors=num_actors,
-        max_replicas=asker.max_replicas,
+        max_replicas=teacher.max_replicas,
         rows_per_call=config.rows_per_call,
         commit_rows=config.commit_rows,
         max_attempts=config.max_attempts,
         timeout_seconds=config.timeout_seconds,
-        context_tokens=read_context_tokens(asker.handle, config.timeout_seconds),
+        context_tokens=read_context_tokens(teacher.handle, config.timeout_seconds),
     )
 
 

@@ -12,21 +12,23 @@ nor prompt= nor queries= is given, P and queries are those of jobs/configs/analy
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jobs import task
 from jobs.budget import estimate_tokens
 from jobs.data_config import CreateDataConfig
-from jobs.data_plan import Plan, QuerySource, Standing, check_length, make_plan, read_standing
+from jobs.data_plan import Plan, Queries, Teacher, check_length, given_queries, make_plan, read_standing
 from jobs.places import Place, model_places
-from jobs.progress import show_asking
+from jobs.progress import show_asking, show_stage
 from jobs.runtime import ClusterConfig, connect, name_application, require, require_shared, run_main, start_http
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute
-from raydistill.dataset.finish import check_first, finish_dataset
+from raydistill.dataset.finish import Terms, check_first, finish_dataset
+from raydistill.dataset.shards import ROWS_PER_SHARD
+from raydistill.dataset.write import keep_prompt, open_dataset
 from raydistill.engine.config import EngineConfig
 from raydistill.teacher.rows import choose_rows
 
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 def run(
     config: CreateDataConfig,
     handle: "DeploymentHandle | None" = None,
-    queries: QuerySource | None = None,
+    queries: Queries | None = None,
     engine: EngineConfig | None = None,
     cluster: ClusterConfig | None = None,
     on_progress: Progress | None = None,
@@ -51,8 +53,8 @@ def run(
         config: what to ask and where to.
         handle: of a started teacher's engine; None starts one where there is anything to ask, and stops it.
         queries: instead of those of config.queries.
-        engine: settings of a teacher that is started here.
-        cluster: where such a teacher runs.
+        engine: settings of the teacher.
+        cluster: where a teacher that is started here runs.
         on_progress: called with the manifest after commits; None shows a progress line.
 
     Raises:
@@ -63,12 +65,10 @@ def run(
     """
     engine = engine or EngineConfig.model_validate({})
     plan = make_plan(config, queries)
-    standing = read_standing(plan, config.retry_failed)
-    if not standing.num_missing:
+    if not plan.num_short and not read_standing(plan, config.retry_failed).num_missing:
         return _finish(plan, config)
     if handle is not None:
-        _ask(plan, standing, config, handle, engine.max_replicas, on_progress)
-        return _finish(plan, config)
+        return _create(plan, config, queries, Teacher(handle, engine.max_replicas), on_progress)
     check_length(plan, config, engine)
     cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
@@ -78,12 +78,12 @@ def run(
     from raydistill.teacher import app
 
     application = name_application("teacher", cluster)
-    own_handle = app.start(config.teacher_model, engine, application)
+    with show_stage("teacher: starting"):
+        own_handle = app.start(config.teacher_model, engine, application)
     try:
-        _ask(plan, standing, config, own_handle, engine.max_replicas, on_progress)
+        return _create(plan, config, queries, Teacher(own_handle, engine.max_replicas), on_progress)
     finally:
         app.stop(application[0])
-    return _finish(plan, config)
 
 
 def list_places(config: CreateDataConfig) -> list[Place]:
@@ -96,43 +96,64 @@ def logical_cpus(config: CreateDataConfig, engine: EngineConfig) -> int:
     return 2 * engine.max_replicas + 1 + config.count_actors(config.num_examples, engine.max_replicas) + 1
 
 
-def _ask(
+def _create(
     plan: Plan,
-    standing: Standing,
     config: CreateDataConfig,
-    handle: "DeploymentHandle",
-    max_replicas: int,
+    queries: Queries | None,
+    teacher: Teacher,
     on_progress: Progress | None,
-) -> None:
-    """Ask the missing rows and wait until each is in the ledger; a few come first and are looked at."""
+) -> Manifest:
+    """Ask what is missing and finish the dataset; where there are too few queries, the teacher writes some first."""
     from jobs.asking import ask_missing
+    from jobs.expanding import write_queries
     from jobs.watching import Asker
     from raydistill.dataset.appending import OpenLedger
 
-    estimate = estimate_tokens(plan, config, standing.num_missing)
-    logger.info("%s", estimate.describe(config))
+    if plan.num_short:
+        keep_prompt(plan.prompt, plan.folder)
+        open_dataset(plan.folder, read_standing(plan, config.retry_failed).manifest)
+        with show_stage(f"teacher: writing {plan.num_short} queries"):
+            write_queries(plan, config, teacher, queries or given_queries(config))
+        plan = make_plan(config, queries)
+    standing = read_standing(plan, config.retry_failed)
+    logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
+    keep_prompt(plan.prompt, plan.folder)
     ledger = OpenLedger(plan.folder, standing.manifest)
     ledger.add(standing.unnamed)
     first_ids = _choose_first(plan, config)
     if len(first_ids) and contains(standing.done, first_ids).all():
         check_first(plan.folder, ledger.manifest, first_ids, config.smoke_min_kept)
     with _shown(on_progress, config, standing.num_missing) as progress:
-        asker = Asker(plan, config, handle, max_replicas, ledger, progress)
+        asker = Asker(plan, config, teacher, ledger, progress)
         ask_missing(asker, standing.done, standing.num_missing, first_ids)
+    return _finish(plan, config)
 
 
 def _choose_first(plan: Plan, config: CreateDataConfig) -> np.ndarray:
     """Return the sorted packed ids of the (query, sample)s that are looked at before the rest is asked."""
     if not 0 < config.smoke_rows < config.num_examples:
         return pack_ids([])
-    query_ids, fingerprint = plan.index.ids, plan.choice.fingerprint
+    query_ids, fingerprint = plan.choice.ids, plan.choice.fingerprint
     first = choose_rows(query_ids, config.smoke_rows, config.num_samples, config.seed, fingerprint)
     return np.sort(first.row_ids())
 
 
 def _finish(plan: Plan, config: CreateDataConfig) -> Manifest:
-    arguments = (plan.folder, plan.choice.row_ids(), plan.draft, absolute(config.output_file), config.max_dropped_share)
-    return finish_dataset(*arguments)
+    """Finish the dataset in this process, or, where it is large and Ray is there, in a process of its own."""
+    terms = Terms(plan.near, config.max_dropped_share)
+    arguments = (plan.folder, plan.choice.row_ids(), plan.draft, absolute(config.output_file), terms)
+    if plan.choice.num_rows <= ROWS_PER_SHARD:
+        return finish_dataset(*arguments)
+    import ray
+    from ray.exceptions import RayTaskError
+
+    if not ray.is_initialized():
+        return finish_dataset(*arguments)
+    task: Any = ray.remote(num_cpus=0)(finish_dataset)
+    try:
+        return ray.get(task.remote(*arguments))
+    except RayTaskError as error:
+        raise error.cause from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from raydistill.core.config import Section
+from raydistill.queries.config import ExpansionConfig
 
 
 class PriceConfig(Section):
@@ -34,8 +35,14 @@ class CreateDataConfig(Section):
     """A folder, a hub id, s3:// or demo://."""
     num_examples: int = Field(ge=1)
     """(query, sample) pairs to ask."""
-    queries: str
-    """A file of JSON lines (with "text" or "messages"), Parquet, CSV or plain text, or a folder of such files."""
+    queries: str | None = None
+    """A file of JSON lines (with "text" or "messages"), Parquet, CSV or plain text, or a folder of such files. Without
+    any the teacher writes them all, see `expand`."""
+    near_duplicates: float | None = Field(default=None, ge=0.5, le=0.99)
+    """Ask no query whose text resembles another one's so much (estimated Jaccard similarity); None looks only for equal
+    texts. It costs about a millisecond a query."""
+    expand: ExpansionConfig = Field(default_factory=lambda: ExpansionConfig.model_validate({}))
+    """Let the teacher write further queries where there are too few."""
     prompt: str
     """P: a .md, .txt or .json file."""
     num_samples: int = Field(default=1, ge=1)
@@ -91,6 +98,8 @@ class CreateDataConfig(Section):
     def _fits_together(self) -> "CreateDataConfig":
         if self.max_cost is not None and self.prices is None:
             raise ValueError("max_cost needs prices: write a table [create_data.prices] with input and output")
+        if self.queries is None and not self.expand.enabled:
+            raise ValueError("queries is missing; without any, set expand.enabled=true, and the teacher writes them")
         if self.smoke_min_kept > self.smoke_rows > 0:
             raise ValueError(f"smoke_min_kept ({self.smoke_min_kept}) is above smoke_rows ({self.smoke_rows})")
         return self

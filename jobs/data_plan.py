@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,14 +12,15 @@ import numpy as np
 
 from jobs.data_config import CreateDataConfig
 from jobs.places import find_model
+from raydistill.core import storage
 from raydistill.core.answers import Commit
 from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
-from raydistill.core.idset import contains
+from raydistill.core.idset import contains, pack_ids
 from raydistill.core.models import model_revision
 from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import Prompt, load_prompt
-from raydistill.core.records import Manifest, Query, digest
-from raydistill.core.uris import absolute
+from raydistill.core.records import Drop, Manifest, Query, digest
+from raydistill.core.uris import absolute, join
 from raydistill.dataset.keep import Origin
 from raydistill.dataset.layout import folder_of
 from raydistill.dataset.ledger import find_unnamed, read_marks
@@ -26,15 +28,46 @@ from raydistill.dataset.read import read_manifest
 from raydistill.dataset.write import check_output
 from raydistill.engine.config import EngineConfig
 from raydistill.queries.index import QueryIndex, scan_queries
+from raydistill.queries.near import find_near_duplicates, to_drop
 from raydistill.queries.read import iter_queries
 from raydistill.teacher.rows import Choice, check_count, choose_rows, render_messages
 
 if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
     from raydistill.renderers import Renderer
+
+EXPANDED = "expanded.jsonl"  # in a dataset's folder: the queries that the teacher wrote
 
 Found = TypeVar("Found")
 QuerySource = Callable[[], Iterable[Query]]  # may be called again, and gives the same
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Where queries come from.
+
+    Attributes:
+        given: those that may be asked.
+        apart: those that a query which the teacher writes may not resemble: the held-out ones.
+    """
+
+    given: QuerySource
+    apart: QuerySource = tuple
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher that has been started.
+
+    Attributes:
+        handle: of its engine.
+        max_replicas: that it may come to have.
+    """
+
+    handle: "DeploymentHandle"
+    max_replicas: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +78,9 @@ class Plan:
         folder: the dataset's.
         source: of the queries.
         index: what is known of them.
+        near: queries that are not asked, because they resemble others.
         choice: which (query, sample)s.
+        num_short: how many queries the teacher has to write before there are enough; nothing is chosen until then.
         draft: the manifest so far.
     """
 
@@ -54,7 +89,9 @@ class Plan:
     renderer: "Renderer"
     source: QuerySource
     index: QueryIndex
+    near: list[Drop]
     choice: Choice
+    num_short: int
     draft: Manifest
 
 
@@ -75,22 +112,19 @@ class Standing:
     num_missing: int
 
 
-def make_plan(config: CreateDataConfig, queries: QuerySource | None = None) -> Plan:
+def make_plan(config: CreateDataConfig, queries: Queries | None = None) -> Plan:
     """Return what is to be asked; everything about it that can be wrong is found here, without Ray; nothing is left."""
     faults: list[RaydistillError] = []
-    source = queries or (lambda: iter_queries(config.queries))
     prompt = _collect(faults, lambda: load_prompt(config.prompt))
-    index = _collect(faults, lambda: scan_queries(source()))
-    if index is not None:
-        _collect(faults, lambda: check_count(len(index.ids), config.num_examples, config.num_samples))
     output = _collect(faults, lambda: absolute(config.output_file))
     if output is not None:
         _collect(faults, lambda: check_storage("output_file", folder_of(output)))
+    found = _collect(faults, lambda: _find_queries(config, queries, None if faults else folder_of(output or "")))
     # Weights may have to be fetched, so only where nothing else is wrong.
     model_dir = _collect(faults, lambda: find_model(config.teacher_model, weights=not faults))
     if faults:
         raise faults[0] if len(faults) == 1 else ConfigError("several faults:\n  - " + "\n  - ".join(map(str, faults)))
-    assert prompt is not None and index is not None and model_dir is not None and output is not None
+    assert prompt is not None and found is not None and model_dir is not None and output is not None
 
     from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 
@@ -103,18 +137,69 @@ def make_plan(config: CreateDataConfig, queries: QuerySource | None = None) -> P
         "template_digest": renderer.template_digest,
         "renderer": renderer.name,
     }
-    sampling = config.sampling()
     determined_by = {key: value for key, value in teacher.items() if key != "model"}
+    sampling = config.sampling()
     fingerprint = digest({"prompt": prompt.digest, "teacher": determined_by, "sampling": sampling})
-    choice = choose_rows(index.ids, config.num_examples, config.num_samples, config.seed, fingerprint)
-    for query in index.forms:
+    for query in found.index.role_examples.values():
         render_messages(query.messages, prompt, renderer)  # a template that refuses a sequence of roles says so now
     folder = folder_of(output)
     check_output(output, folder, fingerprint)
-    counts = {"asked": choice.num_rows, "answered": 0, "kept": 0, "dropped": {}, "merged_queries": index.num_merged}
+    num_rows = 0 if found.num_short else config.num_examples
+    choice = choose_rows(found.ids, num_rows, config.num_samples, config.seed, fingerprint)
+    counts = {
+        "asked": num_rows,
+        "answered": 0,
+        "kept": 0,
+        "dropped": {},
+        "not_asked": dict(Counter(drop.reason for drop in found.near)),
+        "merged_queries": found.index.num_merged,
+    }
     tokens = {"prompt": 0, "cached": 0, "completion": 0}
     draft = Manifest(fingerprint, False, prompt.digest, teacher, sampling, counts, tokens)
-    return Plan(folder, prompt, renderer, source, index, choice, draft)
+    return Plan(folder, prompt, renderer, found.source, found.index, found.near, choice, found.num_short, draft)
+
+
+@dataclass(frozen=True)
+class _Found:
+    source: QuerySource
+    index: QueryIndex
+    near: list[Drop]
+    ids: np.ndarray  # of the queries that may be asked
+    num_short: int
+
+
+def _find_queries(config: CreateDataConfig, queries: Queries | None, folder: str | None) -> _Found:
+    """Return the queries that are given and those that the teacher wrote in an earlier run.
+
+    Args:
+        config: names the given ones.
+        queries: instead of those.
+        folder: the dataset's; None where that cannot be looked into.
+    """
+    given = (queries or given_queries(config)).given
+    written = join(folder, EXPANDED) if folder is not None else None
+
+    def source() -> Iterator[Query]:
+        yield from given()
+        if written is not None and config.expand.enabled and storage.exists(written):
+            yield from iter_queries(written)
+
+    index = scan_queries(source(), may_be_empty=config.expand.enabled)
+    near: list[Drop] = []
+    ids = index.ids
+    if config.near_duplicates is not None:
+        near = [to_drop(found) for found in find_near_duplicates(source(), config.near_duplicates)]
+        ids = ids[~contains(np.sort(pack_ids(drop.query_id for drop in near)), ids)]
+    num_short = max(0, -(-config.num_examples // config.num_samples) - len(ids))
+    if num_short and not config.expand.enabled:
+        check_count(len(ids), config.num_examples, config.num_samples)
+    return _Found(source, index, near, ids, num_short)
+
+
+def given_queries(config: CreateDataConfig) -> Queries:
+    """Return the queries that the configuration names; none where the teacher is to write them all."""
+    path = config.queries
+    return Queries(tuple if path is None else lambda: iter_queries(path))
 
 
 def _collect(faults: list[RaydistillError], find: Callable[[], Found]) -> Found | None:
@@ -139,14 +224,16 @@ def read_standing(plan: Plan, retry_failed: bool) -> Standing:
     return Standing(manifest, unnamed, done, plan.choice.num_rows - num_done)
 
 
-def is_answered(config: CreateDataConfig, queries: QuerySource) -> bool:
+def is_answered(config: CreateDataConfig, queries: Queries) -> bool:
     """Return whether `run` would ask nothing."""
-    return not read_standing(make_plan(config, queries), config.retry_failed).num_missing
+    plan = make_plan(config, queries)
+    return not plan.num_short and not read_standing(plan, config.retry_failed).num_missing
 
 
 def check_length(plan: Plan, config: CreateDataConfig, engine: EngineConfig) -> None:
     """Refuse a P that leaves the teacher no room to answer even the shortest query."""
-    num_tokens = len(render_messages(plan.index.shortest.messages, plan.prompt, plan.renderer))
+    shortest = plan.index.shortest.messages if plan.index.shortest else [{"role": "user", "content": "?"}]
+    num_tokens = len(render_messages(shortest, plan.prompt, plan.renderer))
     if num_tokens >= engine.max_model_len:
         raise ConfigError(
             f"teacher.max_model_len: P and the shortest query take {num_tokens} tokens, and the teacher's longest "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import create_data, data_plan, evaluate, task, train
 from jobs.data_config import CreateDataConfig
-from jobs.data_plan import QuerySource
+from jobs.data_plan import Queries
 from jobs.places import Place
 from jobs.progress import show_stage
 from jobs.runtime import (
@@ -34,12 +34,12 @@ from raydistill.core import storage
 from raydistill.core.errors import ConfigError
 from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import load_prompt
-from raydistill.core.records import Manifest, to_json
+from raydistill.core.records import Manifest, Query, to_json
 from raydistill.core.uris import absolute, join
 from raydistill.engine.config import EngineConfig
 from raydistill.evaluation.config import EvaluateConfig
-from raydistill.queries.read import read_queries
-from raydistill.queries.split import split_queries
+from raydistill.queries.read import iter_queries
+from raydistill.queries.split import is_held_out
 from raydistill.registry.aliases import move_alias
 from raydistill.registry.resolve import promote
 from raydistill.training.config import TrainConfig
@@ -127,7 +127,7 @@ def run(settings: Settings) -> dict[str, Any]:
     return report
 
 
-def _check_input(settings: Settings) -> QuerySource:
+def _check_input(settings: Settings) -> Queries:
     """Return the queries to ask for training; what can be wrong is found before anything is started."""
     task_config = settings.task
     if settings.models_uri != absolute(join(task_config.storage, "models", task_config.name)):
@@ -138,15 +138,23 @@ def _check_input(settings: Settings) -> QuerySource:
     check_storage("task.storage", task_config.storage)
     train.check_places(settings.train)
     load_prompt(task_config.prompt)
-    asked, held_out = split_queries(read_queries(task_config.queries))
-    if len(held_out) < settings.evaluate.num_queries:
+    num_held_out = num_queries = 0
+    for query in iter_queries(task_config.queries):
+        num_queries += 1
+        num_held_out += is_held_out(query)
+    if num_held_out < settings.evaluate.num_queries:
         raise ConfigError(
-            f"evaluate.num_queries is {settings.evaluate.num_queries}, but only {len(held_out)} of the "
-            f"{len(asked) + len(held_out)} queries in {task_config.queries} are held out: add queries or ask for fewer."
+            f"evaluate.num_queries is {settings.evaluate.num_queries}, but only {num_held_out} of the "
+            f"{num_queries} queries in {task_config.queries} are held out: add queries or ask for fewer."
         )
-    data_plan.make_plan(settings.create_data, lambda: asked)
+
+    def iter_side(held_out: bool) -> Iterator[Query]:
+        return (query for query in iter_queries(task_config.queries) if is_held_out(query) == held_out)
+
+    queries = Queries(given=lambda: iter_side(False), apart=lambda: iter_side(True))
+    data_plan.make_plan(settings.create_data, queries)
     train.check_model(settings.train)
-    return lambda: asked
+    return queries
 
 
 def _list_places(settings: Settings) -> list[Place]:
@@ -171,7 +179,7 @@ def _logical_cpus(settings: Settings) -> int:
     return max(teacher, training, 2 * settings.student.max_replicas + 1)
 
 
-def _ask_teacher(settings: Settings, queries: QuerySource, clock: Clock) -> "tuple[Manifest, Reference]":
+def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[Manifest, Reference]":
     """Create the data and collect the teacher's answers on held-out queries; the teacher is up only here.
 
     Where an earlier run has both already, no teacher is started.

@@ -6,23 +6,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from jobs.data_config import CreateDataConfig
-from jobs.data_plan import Plan
+from jobs.data_plan import Plan, Teacher
 from raydistill.core.answers import Commit
 from raydistill.core.errors import BudgetError, QualityError, RaydistillError, ServiceError
 from raydistill.core.records import Manifest
 from raydistill.dataset.appending import OpenLedger
 from raydistill.dataset.finish import check_first
 from raydistill.teacher.attempt import count_replicas
-
-if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
 
 POLL_SECONDS = 0.5
 COUNT_SECONDS = 2.0  # between two looks at the number of replicas
@@ -33,14 +30,12 @@ class Asker:
     """What is the same for all rows of one run.
 
     Attributes:
-        max_replicas: that the teacher may come to have.
         on_progress: told how far the ledger is, where it moved.
     """
 
     plan: Plan
     config: CreateDataConfig
-    handle: "DeploymentHandle"
-    max_replicas: int
+    teacher: Teacher
     ledger: OpenLedger
     on_progress: Callable[[Manifest], None]
 
@@ -137,10 +132,10 @@ class Watch:
 
     def _count_replicas(self) -> None:
         """Let the actors know where the teacher has grown or shrunk."""
-        if self._asker.max_replicas == 1 or time.monotonic() - self._last_count < COUNT_SECONDS:
+        if self._asker.teacher.max_replicas == 1 or time.monotonic() - self._last_count < COUNT_SECONDS:
             return
         self._last_count = time.monotonic()
-        self._tally.count_replicas.remote(count_replicas(self._asker.handle))
+        self._tally.count_replicas.remote(count_replicas(self._asker.teacher.handle))
 
     def _take(self, commits: list[Commit]) -> None:
         asker, first = self._asker, self._first

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from raydistill.core import storage
 from raydistill.core.errors import QualityError
-from raydistill.core.records import Manifest
+from raydistill.core.records import Drop, Manifest
 from raydistill.core.uris import join
 from raydistill.dataset.export import JsonlExport
 from raydistill.dataset.keep import Origin, keep_table
-from raydistill.dataset.layout import read_table
+from raydistill.dataset.layout import DROP_SCHEMA, drop_to_row, read_table
 from raydistill.dataset.ledger import choose_compaction, clean, compact, count_tokens, find_unnamed, replace_shards
 from raydistill.dataset.pick import pick_rows
 from raydistill.dataset.read import read_manifest_and_etag
@@ -29,8 +29,21 @@ from raydistill.dataset.write import put_manifest
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What decides which answers are kept, and what was not asked at all.
+
+    Attributes:
+        not_asked: drops of queries that were not asked.
+        max_dropped_share: of the answers.
+    """
+
+    not_asked: Sequence[Drop] = ()
+    max_dropped_share: float = 1.0
+
+
 def finish_dataset(
-    folder: str, asked: np.ndarray, draft: Manifest, output: str, max_dropped_share: float = 1.0
+    folder: str, asked: np.ndarray, draft: Manifest, output: str, terms: Terms | None = None
 ) -> Manifest:
     """Write the examples and drops of the ledger, export a `.jsonl` output, and put the finished manifest last.
 
@@ -39,7 +52,7 @@ def finish_dataset(
         asked: packed ids (see core.idset) of the (query, sample)s of the dataset; the ledger may hold more.
         draft: the manifest so far.
         output: the folder itself, or the `.jsonl` file that was asked for.
-        max_dropped_share: of the answers.
+        terms: by default all that are no faults of an answer are kept.
 
     Raises:
         DatasetError: the ledger lacks rows that were asked; the manifest stays unfinished.
@@ -47,14 +60,15 @@ def finish_dataset(
             dropped, and stays unfinished.
         ConflictError: another create_data is writing to this dataset.
     """
+    terms = terms or Terms()
     manifest, etag = read_manifest_and_etag(folder)
     shards = [*manifest.answers, *(commit.shard for commit in find_unnamed(folder, manifest.answers, Origin.of(draft)))]
     while joined := choose_compaction(shards, at_end=True):
         shards = replace_shards(shards, joined, compact(folder, joined))
     with JsonlExport(output) if output != folder else contextlib.nullcontext() as export:
-        sorted_out = _sort_out(folder, pick_rows(folder, shards, np.sort(asked)), draft, export)
+        sorted_out = _sort_out(folder, pick_rows(folder, shards, np.sort(asked)), draft, terms, export)
         counts = {**draft.counts, **sorted_out.pop("counts")}
-        fault = _find_fault(counts, max_dropped_share)
+        fault = _find_fault(counts, terms.max_dropped_share)
         manifest = dataclasses.replace(draft, finished=fault is None, counts=counts, answers=shards, **sorted_out)
         if export is not None and fault is None:
             export.publish()
@@ -68,7 +82,9 @@ def finish_dataset(
     return manifest
 
 
-def _sort_out(folder: str, tables: Iterator[pa.Table], draft: Manifest, export: JsonlExport | None) -> dict[str, Any]:
+def _sort_out(
+    folder: str, tables: Iterator[pa.Table], draft: Manifest, terms: Terms, export: JsonlExport | None
+) -> dict[str, Any]:
     """Write what is kept and what is dropped; return the manifest's fields that follow from it."""
     origin = Origin.of(draft)
     examples, drops = ShardWriter(folder, "part-{}.parquet"), ShardWriter(folder, "drops-{}.parquet")
@@ -84,6 +100,8 @@ def _sort_out(folder: str, tables: Iterator[pa.Table], draft: Manifest, export: 
         if export is not None:
             export.add(kept)
     num_rows = examples.rows + drops.rows
+    if terms.not_asked:
+        drops.add(pa.Table.from_pylist([drop_to_row(drop) for drop in terms.not_asked], schema=DROP_SCHEMA))
     counts = {"asked": num_rows, "answered": num_rows, "kept": examples.rows, "dropped": dict(reasons)}
     return {"counts": counts, "tokens": dict(tokens), "shards": examples.close(), "drops": drops.close()}
 

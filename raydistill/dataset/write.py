@@ -3,6 +3,7 @@
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError, ConflictError, NotFoundError
 from raydistill.core.patience import patiently
+from raydistill.core.prompts import Prompt
 from raydistill.core.records import Manifest, to_json
 from raydistill.core.uris import is_remote, join
 from raydistill.dataset.layout import MANIFEST
@@ -55,6 +56,11 @@ def open_dataset(folder: str, draft: Manifest) -> str:
     except NotFoundError:
         etag = storage.ABSENT
     return put_manifest(folder, draft, etag)
+
+
+def keep_prompt(prompt: Prompt, folder: str) -> None:
+    """Write P into a folder's `prompts/` under its digest, by which manifests and versions name it."""
+    storage.write_bytes(join(folder, "prompts", f"{prompt.digest}.json"), to_json(prompt).encode())
 
 
 def put_manifest(folder: str, manifest: Manifest, etag: str) -> str:

@@ -1,11 +1,12 @@
 """One pass over all queries of a source: what is wrong, what stands there twice, and a few of them as examples."""
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raydistill.core.errors import ConfigError
+from raydistill.core.idset import ID_TYPE
 from raydistill.core.records import Query
 
 if TYPE_CHECKING:
@@ -17,49 +18,35 @@ MAX_ROLE_SEQUENCES = 64
 
 @dataclass(frozen=True)
 class QueryIndex:
-    """What one pass over queries found, in 17 bytes a row.
+    """What one pass over queries found, in 16 bytes a row.
 
     Attributes:
-        ids_R2: [rows, 2] the two halves of each row's id, uint64.
-        is_repeated_R: [rows] whether an earlier row has the same id, bool.
+        ids: sorted packed ids (see core.idset) of the queries, each once.
+        num_rows: how many rows were read.
         role_examples: the first query of each sequence of roles, of the first 64 sequences.
         sample: the queries with the smallest ids, in their order: the same ones whatever the order of the rows.
-        shortest: the query with the fewest characters.
+        shortest: the query with the fewest characters; None where there are no queries.
     """
 
-    ids_R2: "np.ndarray"
-    is_repeated_R: "np.ndarray"
+    ids: "np.ndarray"
+    num_rows: int
     role_examples: dict[tuple[str, ...], Query]
     sample: list[Query]
-    shortest: Query
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows were read."""
-        return len(self.ids_R2)
+    shortest: Query | None
 
     @property
     def num_merged(self) -> int:
-        """How many rows said what an earlier row said already."""
-        return int(self.is_repeated_R.sum())
-
-    @property
-    def num_queries(self) -> int:
-        """How many different queries there are."""
-        return self.num_rows - self.num_merged
-
-    def id_at(self, row: int) -> str:
-        """Return the id of the query in a row, counted from 0."""
-        high, low = self.ids_R2[row]
-        return f"{int(high):016x}{int(low):016x}"
+        """How many rows said what another row said already."""
+        return self.num_rows - len(self.ids)
 
 
-def scan_queries(queries: Iterable[Query], sample_size: int = SAMPLE_SIZE) -> QueryIndex:
+def scan_queries(queries: Iterable[Query], sample_size: int = SAMPLE_SIZE, may_be_empty: bool = False) -> QueryIndex:
     """Read queries to their end and return what they are; no row stays in memory but the examples.
 
     Args:
         queries: those of `iter_queries`, or some of them.
         sample_size: how many examples to keep in `QueryIndex.sample`.
+        may_be_empty: where there need be none, since the teacher is going to write some.
 
     Raises:
         ConfigError: there are none, or what `iter_queries` found.
@@ -79,36 +66,10 @@ def scan_queries(queries: Iterable[Query], sample_size: int = SAMPLE_SIZE) -> Qu
         length = sum([len(message["content"]) for message in query.messages])
         if shortest is None or (length, query.id) < shortest[:2]:
             shortest = (length, query.id, query)
-    if shortest is None:
+    if shortest is None and not may_be_empty:
         raise ConfigError("queries: none are left to be asked. Give more queries.")
-    ids_R2 = np.frombuffer(ids, dtype=">u8").astype(np.uint64).reshape(-1, 2)
-    return QueryIndex(ids_R2, _find_repeated(ids_R2), roles_seen, sample.sorted(), shortest[2])
-
-
-def iter_unique(queries: Iterable[Query], index: QueryIndex) -> Iterator[Query]:
-    """Yield the queries without the repeated ones, given the very same queries that were scanned.
-
-    Raises:
-        ConfigError: they are not the ones that were scanned: the source was changed in the meantime.
-    """
-    row = -1
-    for row, query in enumerate(queries):
-        if row >= index.num_rows or index.id_at(row) != query.id:
-            raise ConfigError(f"queries: the source was changed while it was used (query {row + 1} is another one).")
-        if not index.is_repeated_R[row]:
-            yield query
-    if row + 1 != index.num_rows:
-        raise ConfigError(f"queries: the source was changed while it was used: {index.num_rows} rows, now {row + 1}.")
-
-
-def _find_repeated(ids_R2: "np.ndarray") -> "np.ndarray":
-    import numpy as np
-
-    order = np.lexsort((ids_R2[:, 1], ids_R2[:, 0]))  # stable, so the first of equal rows comes first
-    ordered = ids_R2[order]
-    is_repeated_R = np.zeros(len(ids_R2), dtype=bool)
-    is_repeated_R[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
-    return is_repeated_R
+    packed = np.frombuffer(ids, dtype=ID_TYPE)
+    return QueryIndex(np.unique(packed), len(packed), roles_seen, sample.sorted(), shortest and shortest[2])
 
 
 class _SmallestIds:

@@ -90,7 +90,8 @@ class _Desk:
 
     def deal_kinds(self, num_requests: int) -> list[Kind]:
         """Return a kind for each request, by their shares."""
-        possible = {kind: share for kind, share in self._config.shares.items() if share > 0 and self._is_possible(kind)}
+        shares = self._config.shares.items()
+        possible: dict[Kind, float] = {kind: share for kind, share in shares if share > 0 and self._is_possible(kind)}
         if not possible:
             wanted = ", ".join(self._config.shares)
             raise ConfigError(
@@ -101,7 +102,7 @@ class _Desk:
         kinds: list[Kind] = []
         for kind, share in possible.items():
             kinds += [kind] * math.floor(num_requests * share / total)
-        kinds += self._rng.choices(list(possible), list(possible.values()), k=num_requests - len(kinds))
+        kinds += self._rng.choices([*possible], [*possible.values()], k=num_requests - len(kinds))
         self._rng.shuffle(kinds)
         return kinds
 

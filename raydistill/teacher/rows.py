@@ -81,7 +81,7 @@ def choose_rows(query_ids: np.ndarray, num_examples: int, num_samples: int, seed
         fingerprint: see Choice.
     """
     check_count(len(query_ids), num_examples, num_samples)
-    rounds, rest = divmod(num_examples, len(query_ids))
+    rounds, rest = divmod(num_examples, max(1, len(query_ids)))
     samples = np.full(len(query_ids), rounds, dtype=np.int32)
     if rest:
         samples[np.argpartition(_order_keys(query_ids, seed), rest - 1)[:rest]] += 1

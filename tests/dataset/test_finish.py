@@ -12,7 +12,7 @@ from raydistill.core import storage
 from raydistill.core.errors import ConfigError, ConflictError, DatasetError, NotFoundError, QualityError
 from raydistill.core.records import Manifest, Shard, digest
 from raydistill.dataset import ledger, shards
-from raydistill.dataset.finish import check_first, finish_dataset
+from raydistill.dataset.finish import Terms, check_first, finish_dataset
 from raydistill.dataset.keep import Origin
 from raydistill.dataset.ledger import choose_compaction, compact, find_unnamed, read_marks
 from raydistill.dataset.read import read_examples, read_manifest
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def finish(folder: Path, *names: str, **changes: object) -> Manifest:
-    return finish_dataset(str(folder), pack(*names), DRAFT, str(folder), **changes)
+    return finish_dataset(str(folder), pack(*names), DRAFT, str(folder), Terms(**changes))
 
 
 def read_names(folder: Path) -> set[str]:

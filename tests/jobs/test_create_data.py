@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import create_data
-from raydistill.core.errors import ConflictError
+from jobs.data_plan import EXPANDED
+from raydistill.core.errors import BudgetError, ConflictError, QualityError
 from raydistill.core.records import Manifest
-from raydistill.dataset.read import read_examples
+from raydistill.dataset.read import read_examples, read_manifest
+from raydistill.queries.read import iter_queries
 from raydistill.renderers import get_renderer, load_tokenizer
 from tests.jobs.create_data_desk import Desk, contents, num_asked
 from tests.teacher import hash_teacher
@@ -121,3 +123,59 @@ def test_create_data_grows_by_asking_only_what_is_new(tmp_path: Path, model_dir:
     create_data.run(desk.config(num_examples=10), handle)
     assert num_asked(log) == asked + 30
     assert read_examples(str(desk.output))[0] == first
+
+
+def test_first_rows_that_cannot_be_used_end_the_job_before_the_rest_is_asked(
+    tmp_path: Path, model_dir: str, teacher: Any
+) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, [f"Smoke TRUNCATE {index}" for index in range(60)])
+    config = desk.config(num_examples=60, smoke_rows=6, smoke_min_kept=5)
+    asked = num_asked(log)
+    with pytest.raises(QualityError, match="of the first 6 answers 0 can be used") as caught:
+        create_data.run(config, handle, on_progress=lambda _: None)
+    assert "6 truncated: no end after 40 tokens" in str(caught.value)
+    assert num_asked(log) == asked + 6
+    with pytest.raises(QualityError, match="of the first 6 answers 0"):
+        create_data.run(config, handle, on_progress=lambda _: None)
+    assert num_asked(log) == asked + 6
+
+    with pytest.raises(QualityError, match="not one of 60 answers is usable"):
+        create_data.run(config.model_copy(update={"smoke_min_kept": 0}), handle, on_progress=lambda _: None)
+    assert num_asked(log) == asked + 60
+
+
+def test_asking_stops_at_max_cost_and_goes_on_with_a_larger_one(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, [f"Cost {index}" for index in range(400)])
+    prices = {"input": 0, "output": 1e6}  # one for each token of an answer
+    config = desk.config(num_examples=400, concurrency=4, num_actors=1, prices=prices, max_cost=100)
+    asked = num_asked(log)
+    with pytest.raises(BudgetError, match="max_cost is 100"):
+        create_data.run(config, handle, on_progress=lambda _: None)
+    before = num_asked(log) - asked
+    manifest = read_manifest(str(desk.output))
+    assert not manifest.finished
+    assert config.cost(manifest.tokens) >= 100
+    assert before < 400, "it stopped"
+    assert manifest.counts["answered"] == before, "all that was asked was kept"
+
+    manifest = create_data.run(config.model_copy(update={"max_cost": 1e9}), handle, on_progress=lambda _: None)
+    assert manifest.finished
+    assert num_asked(log) == asked + 400
+    assert manifest.counts["kept"] == 400
+
+
+def test_the_teacher_writes_queries_once_where_there_are_too_few(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, ["Where is my parcel?", "Can I pay later?"])
+    expand = {"enabled": True, "max_tokens": 64}
+    config = desk.config(num_examples=12, num_samples=2, expand=expand, smoke_min_kept=0)
+    manifest = create_data.run(config, handle, on_progress=lambda _: None)
+    assert manifest.counts["asked"] == 12
+    written = list(iter_queries(str(desk.output / EXPANDED)))
+    assert len(written) >= 4
+    assert all(query.metadata["kind"] and query.metadata["origin"] for query in written)
+    asked = num_asked(log)
+    assert create_data.run(config, handle, on_progress=lambda _: None) == manifest
+    assert num_asked(log) == asked

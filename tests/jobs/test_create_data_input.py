@@ -75,7 +75,7 @@ def test_main_ends_with_status_2_and_every_fault(tmp_path: Path, model_dir: str)
     ]
     ended = run_job("create_data", *arguments)
     assert ended.returncode == 2
-    for part in ("temperatur", "temperature", "num_examples", "top_p", "teacher_model", "queries"):
+    for part in ("temperatur", "temperature", "num_examples", "top_p", "teacher_model"):
         assert part in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not desk.output.exists()
