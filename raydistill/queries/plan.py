@@ -99,10 +99,8 @@ class _Desk:
                 "message, translate needs expand.languages. Give queries, or other kinds a share."
             )
         total = sum(possible.values())
-        kinds: list[Kind] = []
-        for kind, share in possible.items():
-            kinds += [kind] * math.floor(num_requests * share / total)
-        kinds += self._rng.choices([*possible], [*possible.values()], k=num_requests - len(kinds))
+        kinds = [kind for kind, share in possible.items() for _ in range(math.floor(num_requests * share / total))]
+        kinds += self._rng.choices(list(possible), list(possible.values()), k=num_requests - len(kinds))
         self._rng.shuffle(kinds)
         return kinds
 
