@@ -1,5 +1,6 @@
 """Which queries the teacher is asked to write in one round of expansion."""
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -90,7 +91,10 @@ class _Desk:
 
     def deal_kinds(self, num_requests: int) -> list[Kind]:
         """Return a kind for each request, by their shares."""
-        possible = {kind: share for kind, share in self._config.shares.items() if share > 0 and self._is_possible(kind)}
+        possible: dict[Kind, float] = {}
+        for kind, share in self._config.shares.items():
+            if share > 0 and self._is_possible(kind):
+                possible[kind] = share
         if not possible:
             wanted = ", ".join(self._config.shares)
             raise ConfigError(
@@ -100,7 +104,7 @@ class _Desk:
         total = sum(possible.values())
         kinds: list[Kind] = []
         for kind, share in possible.items():
-            kinds += [kind] * math.floor(num_requests * share / total)
+            kinds.extend(itertools.repeat(kind, math.floor(num_requests * share / total)))
         kinds += self._rng.choices(list(possible), list(possible.values()), k=num_requests - len(kinds))
         self._rng.shuffle(kinds)
         return kinds
