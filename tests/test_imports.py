@@ -32,6 +32,7 @@ LIGHT_ROOMS = (
     "raydistill.renderers",
     "raydistill.registry",
     "raydistill.client",
+    "raydistill.queries",
 )
 HOMES = {  # where a package may be imported at all
     "vllm": {"raydistill.engine"},

@@ -10,7 +10,7 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 MIN_PROBE_SHIFT_NATS = 0.5  # below it bfloat16's own noise (0.2 nat a token on CPU) could pass for an adapter
 
-DROP_REASONS = ("truncated", "empty", "refused", "unparsable", "too_long", "duplicate", "failed")
+DROP_REASONS = ("truncated", "empty", "refused", "unparsable", "too_long", "duplicate", "near_duplicate", "failed")
 
 
 def canonical_json(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Which queries the teacher is asked to write in one round of expansion."""
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -90,8 +91,10 @@ class _Desk:
 
     def deal_kinds(self, num_requests: int) -> list[Kind]:
         """Return a kind for each request, by their shares."""
-        shares = self._config.shares.items()
-        possible: dict[Kind, float] = {kind: share for kind, share in shares if share > 0 and self._is_possible(kind)}
+        possible: dict[Kind, float] = {}
+        for kind, share in self._config.shares.items():
+            if share > 0 and self._is_possible(kind):
+                possible[kind] = share
         if not possible:
             wanted = ", ".join(self._config.shares)
             raise ConfigError(
@@ -99,7 +102,9 @@ class _Desk:
                 "message, translate needs expand.languages. Give queries, or other kinds a share."
             )
         total = sum(possible.values())
-        kinds = [kind for kind, share in possible.items() for _ in range(math.floor(num_requests * share / total))]
+        kinds: list[Kind] = []
+        for kind, share in possible.items():
+            kinds.extend(itertools.repeat(kind, math.floor(num_requests * share / total)))
         kinds += self._rng.choices(list(possible), list(possible.values()), k=num_requests - len(kinds))
         self._rng.shuffle(kinds)
         return kinds
