@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from raydistill.core import storage
 from raydistill.core.errors import DatasetError
 from raydistill.core.records import Drop, Example, Shard
+from raydistill.core.topk import read_rows, top_fields
 from raydistill.core.uris import join
 
 MANIFEST = "manifest.json"
@@ -28,8 +29,19 @@ EXAMPLE_SCHEMA = pa.schema(
     ]
 )
 DROP_SCHEMA = pa.schema(
-    [("query_id", pa.string()), ("sample_index", pa.int32()), ("reason", pa.string()), ("detail", pa.string())]
+    [
+        ("id", pa.string()),  # the answer's
+        ("query_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
+
+
+def example_schema(top_logprobs: int | None) -> pa.Schema:
+    """Return EXAMPLE_SCHEMA, with the columns of soft labels where there are any; see `topk.top_fields`."""
+    return pa.schema([*EXAMPLE_SCHEMA, *top_fields(top_logprobs)])
 
 
 def folder_of(data_file: str) -> str:
@@ -38,13 +50,19 @@ def folder_of(data_file: str) -> str:
 
 
 def example_to_row(example: Example) -> dict[str, Any]:
-    """Return an Example as a row of EXAMPLE_SCHEMA."""
-    return {**dataclasses.asdict(example), "messages": json.dumps(example.messages, ensure_ascii=False)}
+    """Return an Example as a row of EXAMPLE_SCHEMA, without soft labels."""
+    row = {name: getattr(example, name) for name in EXAMPLE_SCHEMA.names}
+    return row | {"messages": json.dumps(example.messages, ensure_ascii=False)}
 
 
 def example_from_row(row: dict[str, Any]) -> Example:
     """Return the Example of a row of EXAMPLE_SCHEMA."""
     return Example(**{**row, "messages": json.loads(row["messages"])})
+
+
+def examples_from_table(table: pa.Table) -> list[Example]:
+    """Return the Examples of a table of `example_schema`."""
+    return [example_from_row(row) for row in read_rows(table)]
 
 
 def drop_to_row(drop: Drop) -> dict[str, Any]:
@@ -63,8 +81,8 @@ def write_shard(folder: str, prefix: str, rows: list[dict[str, Any]], schema: pa
     return Shard(uri=name, rows=len(rows), sha256=sha256)
 
 
-def read_shard(folder: str, shard: Shard) -> list[dict[str, Any]]:
-    """Return the rows of a manifest's shard.
+def read_table(folder: str, shard: Shard) -> pa.Table:
+    """Return a manifest's shard.
 
     Raises:
         DatasetError: the object is not the one that the manifest names.
@@ -73,7 +91,7 @@ def read_shard(folder: str, shard: Shard) -> list[dict[str, Any]]:
     data = storage.read_bytes(uri)
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise DatasetError(f"{uri} is not what {MANIFEST} says: its sha256 differs. Run create_data again.")
-    rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    if len(rows) != shard.rows:
-        raise DatasetError(f"{uri} has {len(rows)} rows, {MANIFEST} says {shard.rows}. Run create_data again.")
-    return rows
+    table = pq.read_table(io.BytesIO(data))
+    if table.num_rows != shard.rows:
+        raise DatasetError(f"{uri} has {table.num_rows} rows, {MANIFEST} says {shard.rows}. Run create_data again.")
+    return table
