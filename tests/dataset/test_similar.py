@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from raydistill.dataset.similar import NearCopies
 
-SYLLABLES = ("kar", "lost", "mill", "nend", "ren", "sto", "lix", "nus", "drom", "fay", "gelt", "hub", "jost", "pem")
-WORDS = [one + other + third for one in SYLLABLES for other in SYLLABLES for third in SYLLABLES]
+LETTERS = random.Random(0)
+WORDS = ["".join(LETTERS.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(2000)]
 
 
 def make_text(seed: int, changed: int = 0, num_words: int = 120) -> str:
