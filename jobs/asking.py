@@ -1,7 +1,8 @@
 """Rows that are missing in a ledger are asked, watched and counted, until they are there or something says stop."""
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,80 +12,105 @@ from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Teacher
 from jobs.watching import Asker, First, Watch, start_thread
 from raydistill.core import storage
+from raydistill.core.errors import ConfigError
 from raydistill.core.idset import unpack_ids
+from raydistill.core.prompts import Prompt
 from raydistill.core.uris import join
-from raydistill.dataset.keep import Origin
 from raydistill.dataset.ledger import LedgerWriter
+from raydistill.renderers import Renderer
 from raydistill.teacher.ask import Desk, ask_rows, without_bars
 from raydistill.teacher.attempt import AskSettings, read_context_tokens
-from raydistill.teacher.rows import find_rows, object_rows, write_requests
+from raydistill.teacher.rows import object_rows, write_requests
 from raydistill.teacher.tally import start_tally
 
 REQUESTS = "requests"
 SPARE_STALL_SECONDS = 600.0  # for what Ray Data does besides asking: starting actors, reading, writing
 
 
-def ask_missing(asker: Asker, done: np.ndarray, num_rows: int, first_ids: np.ndarray) -> None:
-    """Ask the plan's (query, sample)s that are not done; all are in the ledger when this returns.
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Rows that are to be asked.
 
-    Args:
-        asker: the run.
-        done: sorted packed ids of (query, sample)s that need not be asked.
-        num_rows: how many are missing.
+    Attributes:
+        prompt: P.
+        renderer: the teacher's.
+        rows: of core.answers.REQUEST_SCHEMA.
+        num_rows: how many.
+        writer: says where the answers go.
         first_ids: sorted packed ids of those that are looked at before the others are asked; none where that is not
             wanted.
+    """
+
+    prompt: Prompt
+    renderer: Renderer
+    rows: Iterable[dict[str, Any]]
+    num_rows: int
+    writer: LedgerWriter
+    first_ids: np.ndarray
+
+
+def ask_missing(asker: Asker, work: Work) -> None:
+    """Ask rows; all are in the ledger when this returns.
 
     Raises:
+        ConfigError: there are more or fewer rows than was said.
         ServiceError: the work failed, or nothing was committed for a long time.
         QualityError: too few of the first answers can be used.
         BudgetError: the dataset has cost max_cost; what was answered until then is in the ledger.
     """
-    plan, config = asker.plan, asker.config
-    num_actors = config.count_actors(num_rows, asker.teacher.max_replicas)
-    clear_requests(plan.folder)
-    first, names = _write_requests(asker, done, num_rows, num_actors, first_ids)
+    config, folder = asker.config, work.writer.folder
+    num_actors = config.count_actors(work.num_rows, asker.teacher.max_replicas)
+    clear_requests(folder)
+    first, names = _write_requests(asker, work, num_actors)
     tally = start_tally()
     if first is None:
         ray.get(tally.say.remote("go"))
     desk = Desk(
         handle=asker.teacher.handle,
-        prompt=plan.prompt,
-        renderer=plan.renderer,
+        prompt=work.prompt,
+        renderer=work.renderer,
         settings=make_settings(config, asker.teacher, num_actors),
-        requests=join(plan.folder, REQUESTS),
-        ledger=LedgerWriter(plan.folder, Origin.of(plan.draft)),
+        requests=join(folder, REQUESTS),
+        ledger=work.writer,
         tally=tally,
         first=first.names if first else frozenset(),
     )
 
-    def work() -> None:
+    def ask() -> None:
         with without_bars():
             ask_rows([*sorted(desk.first), *names], desk, num_actors).materialize()
 
-    Watch(asker, tally, first).follow(start_thread(work), _stall_seconds(config))
-    clear_requests(plan.folder)
+    Watch(asker, tally, first).follow(start_thread(ask), _stall_seconds(config))
+    clear_requests(folder)
 
 
-def _write_requests(
-    asker: Asker, done: np.ndarray, num_rows: int, num_actors: int, first_ids: np.ndarray
-) -> tuple[First | None, list[str]]:
-    """Write the missing rows as request objects; return the first rows', if any is missing, and the others' names."""
-    folder = join(asker.plan.folder, REQUESTS)
-    is_first = set(unpack_ids(first_ids))
+def _write_requests(asker: Asker, work: Work, num_actors: int) -> tuple[First | None, list[str]]:
+    """Write the rows as request objects; return the first rows', if any is missing, and the others' names."""
+    folder = join(work.writer.folder, REQUESTS)
+    is_first = set(unpack_ids(work.first_ids))
     held: list[dict[str, Any]] = []
+    num_others = 0
 
     def others() -> Iterator[dict[str, Any]]:
-        for row in find_rows(asker.plan.source(), asker.plan.choice, done):
+        nonlocal num_others
+        for row in work.rows:
             if row["id"] in is_first:
                 held.append(row)
             else:
+                num_others += 1
                 yield row
 
-    names = write_requests(others(), object_rows(num_rows, num_actors, asker.config.commit_rows), folder)
+    names = write_requests(others(), object_rows(work.num_rows, num_actors, asker.config.commit_rows), folder)
+    if num_others + len(held) != work.num_rows:
+        raise ConfigError(
+            f"queries: they were changed while they were used: {work.num_rows} rows were to be asked, and "
+            f"{num_others + len(held)} were found. Run the same command again."
+        )
     if not held:
         return None, names
     first_names = write_requests(held, -(-len(held) // num_actors), folder)
-    return First(first_ids, frozenset(first_names), len(held), asker.config.smoke_min_kept), names
+    rules = work.writer.rules
+    return First(work.first_ids, frozenset(first_names), len(held), asker.config.smoke_min_kept, rules), names
 
 
 def clear_requests(folder: str) -> None:

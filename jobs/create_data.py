@@ -19,18 +19,21 @@ import numpy as np
 from jobs import task
 from jobs.budget import estimate_tokens
 from jobs.data_config import CreateDataConfig
-from jobs.data_plan import Plan, Queries, Teacher, check_length, given_queries, make_plan, read_standing
+from jobs.data_plan import Plan, Queries, Teacher, check_length, given_queries, is_answered, make_plan, read_standing
 from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
 from jobs.runtime import ClusterConfig, connect, name_application, require, require_shared, run_main, start_http
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute
-from raydistill.dataset.finish import Terms, check_first, finish_dataset
+from raydistill.dataset.finish import check_first, finish_dataset
+from raydistill.dataset.keep import Origin
+from raydistill.dataset.ledger import LedgerWriter
 from raydistill.dataset.shards import ROWS_PER_SHARD
+from raydistill.dataset.sieve import Terms
 from raydistill.dataset.write import keep_prompt, open_dataset
 from raydistill.engine.config import EngineConfig
-from raydistill.teacher.rows import choose_rows
+from raydistill.teacher.rows import choose_rows, find_rows
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -65,7 +68,7 @@ def run(
     """
     engine = engine or EngineConfig.model_validate({})
     plan = make_plan(config, queries)
-    if not plan.num_short and not read_standing(plan, config.retry_failed).num_missing:
+    if is_answered(plan, config.retry_failed):
         return _finish(plan, config)
     if handle is not None:
         return _create(plan, config, queries, Teacher(handle, engine.max_replicas), on_progress)
@@ -104,8 +107,9 @@ def _create(
     on_progress: Progress | None,
 ) -> Manifest:
     """Ask what is missing and finish the dataset; where there are too few queries, the teacher writes some first."""
-    from jobs.asking import ask_missing
+    from jobs.asking import Work, ask_missing
     from jobs.expanding import write_queries
+    from jobs.judging import judge_answers
     from jobs.watching import Asker
     from raydistill.dataset.appending import OpenLedger
 
@@ -116,16 +120,27 @@ def _create(
             write_queries(plan, config, teacher, queries or given_queries(config))
         plan = make_plan(config, queries)
     standing = read_standing(plan, config.retry_failed)
-    logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
+    if standing.num_missing:
+        logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
     keep_prompt(plan.prompt, plan.folder)
     ledger = OpenLedger(plan.folder, standing.manifest)
     ledger.add(standing.unnamed)
     first_ids = _choose_first(plan, config)
     if len(first_ids) and contains(standing.done, first_ids).all():
-        check_first(plan.folder, ledger.manifest, first_ids, config.smoke_min_kept)
-    with _shown(on_progress, config, standing.num_missing) as progress:
-        asker = Asker(plan, config, teacher, ledger, progress)
-        ask_missing(asker, standing.done, standing.num_missing, first_ids)
+        check_first(plan.folder, ledger.manifest, first_ids, config.smoke_min_kept, plan.rules)
+    if standing.num_missing:
+        work = Work(
+            prompt=plan.prompt,
+            renderer=plan.renderer,
+            rows=find_rows(plan.source(), plan.choice, standing.done),
+            num_rows=standing.num_missing,
+            writer=LedgerWriter(plan.folder, Origin.of(plan.draft), plan.rules, config.top_logprobs),
+            first_ids=first_ids,
+        )
+        with _shown(on_progress, config, work.num_rows) as progress:
+            ask_missing(Asker(config, teacher, ledger, progress), work)
+    if plan.rubric is not None:
+        judge_answers(plan, plan.rubric, config, teacher)
     return _finish(plan, config)
 
 
@@ -140,7 +155,7 @@ def _choose_first(plan: Plan, config: CreateDataConfig) -> np.ndarray:
 
 def _finish(plan: Plan, config: CreateDataConfig) -> Manifest:
     """Finish the dataset in this process, or, where it is large and Ray is there, in a process of its own."""
-    terms = Terms(plan.near, config.max_dropped_share)
+    terms = Terms(plan.rules, plan.rubric, plan.near, config.max_dropped_share)
     arguments = (plan.folder, plan.choice.row_ids(), plan.draft, absolute(config.output_file), terms)
     if plan.choice.num_rows <= ROWS_PER_SHARD:
         return finish_dataset(*arguments)

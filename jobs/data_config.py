@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from raydistill.core.config import Section
+from raydistill.dataset.quality import JudgeConfig, QualityConfig
 from raydistill.queries.config import ExpansionConfig
 
 
@@ -80,6 +81,10 @@ class CreateDataConfig(Section):
     """So many of smoke_rows must be kept, else nothing more is asked."""
     max_dropped_share: float = Field(default=0.5, ge=0, le=1)
     """Where a larger share of the answers is dropped, the job fails; what was kept stays."""
+    quality: QualityConfig = Field(default_factory=lambda: QualityConfig.model_validate({}))
+    """What an answer must be to be kept. Other rules on the same dataset ask nothing again."""
+    judge: JudgeConfig = Field(default_factory=lambda: JudgeConfig.model_validate({}))
+    """Let the teacher grade its answers."""
     prices: PriceConfig | None = None
     """What tokens cost."""
     max_cost: float | None = Field(default=None, gt=0)

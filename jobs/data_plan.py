@@ -13,18 +13,22 @@ import numpy as np
 from jobs.data_config import CreateDataConfig
 from jobs.places import find_model
 from raydistill.core import storage
-from raydistill.core.answers import Commit
+from raydistill.core.answers import Commit, answers_from_table
 from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.models import model_revision
 from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import Prompt, load_prompt
-from raydistill.core.records import Drop, Manifest, Query, digest
+from raydistill.core.records import Answer, Drop, Manifest, Query, digest
 from raydistill.core.uris import absolute, join
-from raydistill.dataset.keep import Origin
+from raydistill.dataset.judge import Rubric, compile_rubric
+from raydistill.dataset.keep import Origin, keep_table
 from raydistill.dataset.layout import folder_of
 from raydistill.dataset.ledger import find_unnamed, read_marks
+from raydistill.dataset.pick import pick_rows
 from raydistill.dataset.read import read_manifest
+from raydistill.dataset.rules import Rules, compile_rules
+from raydistill.dataset.sieve import read_judge
 from raydistill.dataset.write import check_output
 from raydistill.engine.config import EngineConfig
 from raydistill.queries.index import QueryIndex, scan_queries
@@ -80,6 +84,8 @@ class Plan:
         index: what is known of them.
         near: queries that are not asked, because they resemble others.
         choice: which (query, sample)s.
+        rules: what an answer must be.
+        rubric: by which a judge grades answers; None where nothing is judged.
         num_short: how many queries the teacher has to write before there are enough; nothing is chosen until then.
         draft: the manifest so far.
     """
@@ -91,6 +97,8 @@ class Plan:
     index: QueryIndex
     near: list[Drop]
     choice: Choice
+    rules: Rules
+    rubric: Rubric | None
     num_short: int
     draft: Manifest
 
@@ -120,11 +128,14 @@ def make_plan(config: CreateDataConfig, queries: Queries | None = None) -> Plan:
     if output is not None:
         _collect(faults, lambda: check_storage("output_file", folder_of(output)))
     found = _collect(faults, lambda: _find_queries(config, queries, None if faults else folder_of(output or "")))
+    rules = _collect(faults, lambda: compile_rules(config.quality, config.judge))
+    rubric = _collect(faults, lambda: compile_rubric(config.judge))
     # Weights may have to be fetched, so only where nothing else is wrong.
     model_dir = _collect(faults, lambda: find_model(config.teacher_model, weights=not faults))
     if faults:
         raise faults[0] if len(faults) == 1 else ConfigError("several faults:\n  - " + "\n  - ".join(map(str, faults)))
     assert prompt is not None and found is not None and model_dir is not None and output is not None
+    assert rules is not None
 
     from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 
@@ -156,7 +167,19 @@ def make_plan(config: CreateDataConfig, queries: Queries | None = None) -> Plan:
     }
     tokens = {"prompt": 0, "cached": 0, "completion": 0}
     draft = Manifest(fingerprint, False, prompt.digest, teacher, sampling, counts, tokens)
-    return Plan(folder, prompt, renderer, found.source, found.index, found.near, choice, found.num_short, draft)
+    return Plan(
+        folder=folder,
+        prompt=prompt,
+        renderer=renderer,
+        source=found.source,
+        index=found.index,
+        near=found.near,
+        choice=choice,
+        rules=rules,
+        rubric=rubric,
+        num_short=found.num_short,
+        draft=draft,
+    )
 
 
 @dataclass(frozen=True)
@@ -217,17 +240,29 @@ def read_standing(plan: Plan, retry_failed: bool) -> Standing:
         before = read_manifest(plan.folder)
         counts = {**plan.draft.counts, **{key: before.counts[key] for key in ("answered", "kept", "dropped")}}
         manifest = dataclasses.replace(plan.draft, counts=counts, tokens=before.tokens, answers=before.answers)
-    unnamed = find_unnamed(plan.folder, manifest.answers, Origin.of(plan.draft))
+    unnamed = find_unnamed(plan.folder, manifest.answers, Origin.of(plan.draft), plan.rules)
     marks = read_marks(plan.folder, [*manifest.answers, *(commit.shard for commit in unnamed)])
     done = marks.ids[~marks.failed] if retry_failed else marks.ids
     num_done = int(contains(done, plan.choice.row_ids()).sum()) if len(done) else 0
     return Standing(manifest, unnamed, done, plan.choice.num_rows - num_done)
 
 
-def is_answered(config: CreateDataConfig, queries: Queries) -> bool:
-    """Return whether `run` would ask nothing."""
-    plan = make_plan(config, queries)
-    return not plan.num_short and not read_standing(plan, config.retry_failed).num_missing
+def is_answered(plan: Plan, retry_failed: bool) -> bool:
+    """Return whether there is nothing to ask, the judge included."""
+    if plan.num_short or (standing := read_standing(plan, retry_failed)).num_missing:
+        return False
+    return plan.rubric is None or not any(True for _ in find_unjudged(plan, plan.rubric, standing))
+
+
+def find_unjudged(plan: Plan, rubric: Rubric, standing: Standing) -> Iterator[Answer]:
+    """Yield the answers that the rules keep and of which a judge has said nothing by this rubric."""
+    origin = Origin.of(plan.draft)
+    judged = read_judge(plan.folder, rubric, origin)
+    shards = [*standing.manifest.answers, *(commit.shard for commit in standing.unnamed)]
+    rules = dataclasses.replace(plan.rules, threshold=None)
+    for answers in pick_rows(plan.folder, shards, np.sort(plan.choice.row_ids())):
+        kept = set(keep_table(answers, origin, rules)[0]["id"].to_pylist())
+        yield from (answer for answer in answers_from_table(answers) if answer.id in kept and answer.id not in judged)
 
 
 def check_length(plan: Plan, config: CreateDataConfig, engine: EngineConfig) -> None:

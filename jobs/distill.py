@@ -185,7 +185,7 @@ def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[M
     Where an earlier run has both already, no teacher is started.
     """
     reference, differing = evaluate.find_reference(settings.evaluate, settings.task)
-    if reference is not None and not differing and data_plan.is_answered(settings.create_data, queries):
+    if reference is not None and not differing and _is_answered(settings, queries):
         with clock.stage("create_data"):
             return create_data.run(settings.create_data, queries=queries), reference
     from raydistill.teacher import app
@@ -207,6 +207,11 @@ def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[M
     finally:
         app.stop(application[0])
     return manifest, reference
+
+
+def _is_answered(settings: Settings, queries: Queries) -> bool:
+    plan = data_plan.make_plan(settings.create_data, queries)
+    return data_plan.is_answered(plan, settings.create_data.retry_failed)
 
 
 def _counts(manifest: Manifest) -> dict[str, Any]:

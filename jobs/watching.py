@@ -13,12 +13,13 @@ import ray
 from ray.exceptions import RayError
 
 from jobs.data_config import CreateDataConfig
-from jobs.data_plan import Plan, Teacher
+from jobs.data_plan import Teacher
 from raydistill.core.answers import Commit
 from raydistill.core.errors import BudgetError, QualityError, RaydistillError, ServiceError
 from raydistill.core.records import Manifest
 from raydistill.dataset.appending import OpenLedger
 from raydistill.dataset.finish import check_first
+from raydistill.dataset.rules import Rules
 from raydistill.teacher.attempt import count_replicas
 
 POLL_SECONDS = 0.5
@@ -33,7 +34,6 @@ class Asker:
         on_progress: told how far the ledger is, where it moved.
     """
 
-    plan: Plan
     config: CreateDataConfig
     teacher: Teacher
     ledger: OpenLedger
@@ -47,7 +47,7 @@ class Asker:
     def describe_budget(self) -> BudgetError:
         """Return the error that says so."""
         return BudgetError(
-            f"{self.plan.folder}: its answers cost {self.config.cost(self.ledger.manifest.tokens):.4g} so far, and "
+            f"{self.ledger.folder}: its answers cost {self.config.cost(self.ledger.manifest.tokens):.4g} so far, and "
             f"max_cost is {self.config.max_cost:g}. They are kept; raise max_cost and run the same command again to go "
             "on."
         )
@@ -62,12 +62,14 @@ class First:
         names: of the request objects with those that are still to be asked.
         num_rows: how many those are.
         min_kept: so many of all must be kept.
+        rules: by which they are.
     """
 
     ids: np.ndarray
     names: frozenset[str]
     num_rows: int
     min_kept: int
+    rules: Rules
 
 
 def start_thread(work: Callable[[], None]) -> Future[None]:
@@ -118,7 +120,7 @@ class Watch:
                 break
             if time.monotonic() - last_commit > stall_seconds:
                 raise ServiceError(
-                    f"{self._asker.plan.folder}: no answer was committed for {stall_seconds:.0f} s. Look at the "
+                    f"{self._asker.ledger.folder}: no answer was committed for {stall_seconds:.0f} s. Look at the "
                     "teacher's and Ray's logs (are there enough logical CPUs?), then run the same command again; it "
                     "goes on where it stopped."
                 )
@@ -153,8 +155,9 @@ class Watch:
             self._stop(asker.describe_budget())
 
     def _look_at(self, first: First) -> None:
+        ledger = self._asker.ledger
         try:
-            check_first(self._asker.plan.folder, self._asker.ledger.manifest, first.ids, first.min_kept)
+            check_first(ledger.folder, ledger.manifest, first.ids, first.min_kept, first.rules)
         except QualityError as error:
             self._stop(error)
         else:

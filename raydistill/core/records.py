@@ -4,13 +4,32 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 MIN_PROBE_SHIFT_NATS = 0.5  # below it bfloat16's own noise (0.2 nat a token on CPU) could pass for an adapter
 
-DROP_REASONS = ("truncated", "empty", "refused", "unparsable", "too_long", "duplicate", "near_duplicate", "failed")
+DROP_REASONS = (  # in the order in which an answer is looked at
+    "too_long",  # the prompt did not fit the teacher's context: not asked
+    "failed",
+    "truncated",
+    "empty",
+    "short_answer",
+    "long_answer",
+    "refused",
+    "forbidden",
+    "unmatched",
+    "unparsable",
+    "invalid",
+    "unjudged",
+    "low_score",
+    "duplicate",
+    "near_duplicate",  # a query that resembles another one: not asked
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -80,8 +99,8 @@ class TokenResult:
         logprobs: raw (temperature 1) log-probability of each completion token, in nats.
         finish_reason: "stop", "length" or "error".
         model: the exact model that produced it: the base model's id, or "name/v0001@digest".
-        top_ids: [T, k] ids, most likely first, when top_logprobs was asked.
-        top_logprobs: [T, k] log-probabilities of top_ids.
+        top_ids: int32 [T, k], most likely first, when top_logprobs was asked; see core.topk.
+        top_logprobs: float16 [T, k], the log-probabilities of top_ids.
         scores: [T, len(score_token_ids)] log-probabilities, when score_token_ids was asked.
     """
 
@@ -92,8 +111,8 @@ class TokenResult:
     model: str = ""
     latency_seconds: float = 0.0
     error: str | None = None
-    top_ids: list[list[int]] | None = None
-    top_logprobs: list[list[float]] | None = None
+    top_ids: "np.ndarray | None" = field(default=None, compare=False)  # arrays have no truth value, so no ==
+    top_logprobs: "np.ndarray | None" = field(default=None, compare=False)
     scores: list[list[float]] | None = None
 
 
@@ -117,8 +136,8 @@ class Answer:
     usage: Usage
     latency_seconds: float
     error: str | None = None
-    top_ids: list[list[int]] | None = None
-    top_logprobs: list[list[float]] | None = None
+    top_ids: "np.ndarray | None" = field(default=None, compare=False)  # int32 [T, k]; see core.topk
+    top_logprobs: "np.ndarray | None" = field(default=None, compare=False)  # float16 [T, k]
 
 
 @dataclass(frozen=True)
@@ -132,15 +151,18 @@ class Example:
     response_tokens: list[int] | None  # the stop token included; None where only text is known
     teacher: str = ""
     prompt_digest: str = ""
+    top_ids: "np.ndarray | None" = field(default=None, compare=False)  # int32 [T, k] of response_tokens; see core.topk
+    top_logprobs: "np.ndarray | None" = field(default=None, compare=False)  # float16 [T, k]
 
 
 @dataclass(frozen=True)
 class Drop:
-    """One (query, sample) that is not in the dataset, and why."""
+    """One answer that is not in the dataset, or one query that was not asked, and why."""
 
+    id: str | None  # the answer's; None where nothing was asked
     query_id: str
     sample_index: int
-    reason: str
+    reason: str  # one of DROP_REASONS
     detail: str = ""
 
 

@@ -26,7 +26,7 @@ class OpenLedger:
         Raises:
             ConflictError: another create_data is writing to this dataset.
         """
-        self._folder = folder
+        self.folder = folder
         self.manifest = draft
         self._etag = open_dataset(folder, draft)
         self._joining: tuple[list[Shard], Any] | None = None  # what is being joined, and the task's future
@@ -52,7 +52,7 @@ class OpenLedger:
         if self._joining is None:
             shards = choose_compaction(self.manifest.answers)
             if shards:
-                self._joining = shards, ray.remote(num_cpus=0)(compact).remote(self._folder, shards)
+                self._joining = shards, ray.remote(num_cpus=0)(compact).remote(self.folder, shards)
             return
         shards, future = self._joining
         if not ray.wait([future], timeout=0)[0]:
@@ -60,8 +60,8 @@ class OpenLedger:
         self._joining = None
         answers = replace_shards(self.manifest.answers, shards, ray.get(future))
         self._put(dataclasses.replace(self.manifest, answers=answers))
-        delete_shards(self._folder, shards)
+        delete_shards(self.folder, shards)
 
     def _put(self, manifest: Manifest) -> None:
-        self._etag = put_manifest(self._folder, manifest, self._etag)
+        self._etag = put_manifest(self.folder, manifest, self._etag)
         self.manifest = manifest

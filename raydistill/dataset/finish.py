@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,31 +15,20 @@ import pyarrow as pa
 
 from raydistill.core import storage
 from raydistill.core.errors import QualityError
-from raydistill.core.records import Drop, Manifest
+from raydistill.core.records import Manifest
 from raydistill.core.uris import join
 from raydistill.dataset.export import JsonlExport
-from raydistill.dataset.keep import Origin, keep_table
-from raydistill.dataset.layout import DROP_SCHEMA, drop_to_row, read_table
+from raydistill.dataset.keep import LEAST, Origin, keep_table
+from raydistill.dataset.layout import read_table
 from raydistill.dataset.ledger import choose_compaction, clean, compact, count_tokens, find_unnamed, replace_shards
 from raydistill.dataset.pick import pick_rows
 from raydistill.dataset.read import read_manifest_and_etag
+from raydistill.dataset.rules import Rules
 from raydistill.dataset.shards import ShardWriter
+from raydistill.dataset.sieve import Sieve, Terms, make_sieve
 from raydistill.dataset.write import put_manifest
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Terms:
-    """What decides which answers are kept, and what was not asked at all.
-
-    Attributes:
-        not_asked: drops of queries that were not asked.
-        max_dropped_share: of the answers.
-    """
-
-    not_asked: Sequence[Drop] = ()
-    max_dropped_share: float = 1.0
 
 
 def finish_dataset(
@@ -65,8 +54,10 @@ def finish_dataset(
     shards = [*manifest.answers, *(commit.shard for commit in find_unnamed(folder, manifest.answers, Origin.of(draft)))]
     while joined := choose_compaction(shards, at_end=True):
         shards = replace_shards(shards, joined, compact(folder, joined))
+    asked = np.sort(asked)
     with JsonlExport(output) if output != folder else contextlib.nullcontext() as export:
-        sorted_out = _sort_out(folder, pick_rows(folder, shards, np.sort(asked)), draft, terms, export)
+        sieve = make_sieve(folder, draft, terms, lambda: pick_rows(folder, shards, asked))
+        sorted_out = _sort_out(folder, pick_rows(folder, shards, asked), sieve, export)
         counts = {**draft.counts, **sorted_out.pop("counts")}
         fault = _find_fault(counts, terms.max_dropped_share)
         manifest = dataclasses.replace(draft, finished=fault is None, counts=counts, answers=shards, **sorted_out)
@@ -82,17 +73,14 @@ def finish_dataset(
     return manifest
 
 
-def _sort_out(
-    folder: str, tables: Iterator[pa.Table], draft: Manifest, terms: Terms, export: JsonlExport | None
-) -> dict[str, Any]:
+def _sort_out(folder: str, tables: Iterator[pa.Table], sieve: Sieve, export: JsonlExport | None) -> dict[str, Any]:
     """Write what is kept and what is dropped; return the manifest's fields that follow from it."""
-    origin = Origin.of(draft)
     examples, drops = ShardWriter(folder, "part-{}.parquet"), ShardWriter(folder, "drops-{}.parquet")
     tokens = Counter({"prompt": 0, "cached": 0, "completion": 0})
     reasons: Counter[str] = Counter()
     for answers in tables:
         tokens.update(count_tokens(answers))
-        kept, dropped = keep_table(answers.sort_by("id"), origin)
+        kept, dropped = sieve.sort_out(answers.sort_by("id"))
         assert answers.num_rows == kept.num_rows + dropped.num_rows, "every row asked is kept or dropped"
         reasons.update(dropped["reason"].to_pylist())
         examples.add(kept)
@@ -100,8 +88,7 @@ def _sort_out(
         if export is not None:
             export.add(kept)
     num_rows = examples.rows + drops.rows
-    if terms.not_asked:
-        drops.add(pa.Table.from_pylist([drop_to_row(drop) for drop in terms.not_asked], schema=DROP_SCHEMA))
+    drops.add(sieve.not_asked())
     counts = {"asked": num_rows, "answered": num_rows, "kept": examples.rows, "dropped": dict(reasons)}
     return {"counts": counts, "tokens": dict(tokens), "shards": examples.close(), "drops": drops.close()}
 
@@ -130,7 +117,7 @@ def _show_drops(drops: pa.Table) -> str:
     return "Dropped:" + "".join(lines)
 
 
-def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: int) -> None:
+def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: int, rules: Rules = LEAST) -> None:
     """Refuse to go on where too few of the first answers can be used.
 
     Args:
@@ -138,12 +125,13 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
         manifest: names the ledger's objects.
         asked: sorted packed ids of the first (query, sample)s.
         min_kept: of their answers.
+        rules: what an answer must be; a judge is not asked yet.
 
     Raises:
         QualityError: shows what was dropped.
     """
-    origin = Origin.of(manifest)
-    found = [keep_table(answers, origin) for answers in pick_rows(folder, manifest.answers, asked)]
+    origin, rules = Origin.of(manifest), dataclasses.replace(rules, threshold=None)
+    found = [keep_table(answers, origin, rules) for answers in pick_rows(folder, manifest.answers, asked)]
     num_kept = sum(examples.num_rows for examples, _ in found)
     if num_kept < min_kept:
         drops = pa.concat_tables([drops for _, drops in found])

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from raydistill.core import storage
 from raydistill.core.errors import DatasetError
 from raydistill.core.records import Drop, Example, Shard
+from raydistill.core.topk import parquet_options, read_rows, top_fields
 from raydistill.core.uris import join
 
 MANIFEST = "manifest.json"
@@ -28,8 +29,19 @@ EXAMPLE_SCHEMA = pa.schema(
     ]
 )
 DROP_SCHEMA = pa.schema(
-    [("query_id", pa.string()), ("sample_index", pa.int32()), ("reason", pa.string()), ("detail", pa.string())]
+    [
+        ("id", pa.string()),  # the answer's
+        ("query_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
+
+
+def example_schema(top_logprobs: int | None) -> pa.Schema:
+    """Return EXAMPLE_SCHEMA, with the columns of soft labels where there are any; see `topk.top_fields`."""
+    return pa.schema([*EXAMPLE_SCHEMA, *top_fields(top_logprobs)])
 
 
 def folder_of(data_file: str) -> str:
@@ -38,13 +50,19 @@ def folder_of(data_file: str) -> str:
 
 
 def example_to_row(example: Example) -> dict[str, Any]:
-    """Return an Example as a row of EXAMPLE_SCHEMA."""
-    return {**dataclasses.asdict(example), "messages": json.dumps(example.messages, ensure_ascii=False)}
+    """Return an Example as a row of EXAMPLE_SCHEMA, without soft labels."""
+    row = {name: getattr(example, name) for name in EXAMPLE_SCHEMA.names}
+    return row | {"messages": json.dumps(example.messages, ensure_ascii=False)}
 
 
 def example_from_row(row: dict[str, Any]) -> Example:
     """Return the Example of a row of EXAMPLE_SCHEMA."""
     return Example(**{**row, "messages": json.loads(row["messages"])})
+
+
+def examples_from_table(table: pa.Table) -> list[Example]:
+    """Return the Examples of a table of `example_schema`."""
+    return [example_from_row(row) for row in read_rows(table)]
 
 
 def drop_to_row(drop: Drop) -> dict[str, Any]:
@@ -61,7 +79,7 @@ def write_table(folder: str, name: str, table: pa.Table) -> Shard:
         table: at least one row.
     """
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", **parquet_options(table.schema))
     data = buffer.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
     name = name.format(sha256[:16])

@@ -16,26 +16,30 @@ import io
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from raydistill.core import storage
-from raydistill.core.answers import ANSWER_SCHEMA, Commit
+from raydistill.core.answers import Commit, answers_to_table
 from raydistill.core.errors import DatasetError, NotFoundError, UnavailableError
 from raydistill.core.idset import ID_DIGITS, contains, pack_ids
 from raydistill.core.patience import patiently
 from raydistill.core.records import Shard
 from raydistill.core.uris import join
-from raydistill.dataset.keep import Origin, keep_table
+from raydistill.dataset.keep import LEAST, Origin, keep_table
 from raydistill.dataset.layout import read_table, write_table
+from raydistill.dataset.rules import Rules
 
 ANSWERS = "answers"
 NEW = f"{ANSWERS}/new"
 COMPACT_ROWS = 20_000  # as many as examples in an object: the two are together one object for 10,000 rows
 COMPACT_BYTES = 256 * 2**20
 READ_THREADS = 8
+pc: Any = pyarrow.compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +49,27 @@ class LedgerWriter:
     Attributes:
         folder: the dataset's.
         origin: what is the same for every answer.
+        rules: by which its commits say what of them is kept; what others answered, or a judge says, is not known yet.
+        top_logprobs: how many soft labels each position has.
     """
 
     folder: str
     origin: Origin
+    rules: Rules = LEAST
+    top_logprobs: int | None = None
 
     def write(self, request: str, rows: list[dict]) -> Commit:
-        """Make rows of ANSWER_SCHEMA part of the ledger, in one step, and say what they are.
+        """Make rows of `answer_to_row` part of the ledger, in one step, and say what they are.
 
         Args:
             request: names the request object that they answer, so that `read_answered` finds them.
             rows: at least one.
         """
-        table = pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA)
+        table = answers_to_table(rows, self.top_logprobs)
         # Never the name of another commit, not even where a worker that was given up still writes.
         name = f"{NEW}/{request}-{uuid.uuid4().hex[:16]}.parquet"
         shard = patiently(lambda: write_table(self.folder, name, table))
-        return describe_commit(shard, table, self.origin)
+        return describe_commit(shard, table, self.origin, self.rules)
 
     def read_answered(self, request: str) -> set[str]:
         """Return the ids of the (query, sample)s of a request object that are in the ledger already."""
@@ -88,7 +96,7 @@ class Marks:
 
 def count_tokens(table: pa.Table) -> dict[str, int]:
     """Return the sums of prompt, cached and completion tokens of a table of answers."""
-    return {key: sum(table[f"{key}_tokens"].to_pylist()) for key in ("prompt", "cached", "completion")}
+    return {key: pc.sum(table[f"{key}_tokens"]).as_py() or 0 for key in ("prompt", "cached", "completion")}
 
 
 def find_starts(table: pa.Table) -> np.ndarray:
@@ -96,15 +104,15 @@ def find_starts(table: pa.Table) -> np.ndarray:
     return np.flatnonzero(table["turn"].to_numpy() == 0)
 
 
-def describe_commit(shard: Shard, table: pa.Table, origin: Origin) -> Commit:
+def describe_commit(shard: Shard, table: pa.Table, origin: Origin, rules: Rules) -> Commit:
     """Return what there is to say of an object with these rows."""
-    examples, drops = keep_table(table, origin)
+    examples, drops = keep_table(table, origin, dataclasses.replace(rules, threshold=None))
     reasons = drops["reason"].to_pylist()
     dropped = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
     return Commit(shard, len(find_starts(table)), examples.num_rows, dropped, count_tokens(table))
 
 
-def find_unnamed(folder: str, named: Sequence[Shard], origin: Origin) -> list[Commit]:
+def find_unnamed(folder: str, named: Sequence[Shard], origin: Origin, rules: Rules = LEAST) -> list[Commit]:
     """Return what was committed just before a kill, so that the manifest does not name it."""
     known = {shard.uri for shard in named}
     unnamed = [f"{NEW}/{name}" for name in storage.list_names(join(folder, NEW)) if f"{NEW}/{name}" not in known]
@@ -118,7 +126,7 @@ def find_unnamed(folder: str, named: Sequence[Shard], origin: Origin) -> list[Co
         # What a kill left behind right after a compaction is in the ledger already.
         if not contains(ids, pack_ids(table["id"].take(pa.array(find_starts(table))).to_pylist())).all():
             shard = Shard(uri, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
-            found.append(describe_commit(shard, table, origin))
+            found.append(describe_commit(shard, table, origin, rules))
     return found
 
 

@@ -12,7 +12,7 @@ from raydistill.core.prompts import message_faults
 from raydistill.core.records import Example, Manifest, Message, digest, manifest_from_json
 from raydistill.core.uris import absolute, join
 from raydistill.dataset.export import to_jsonl
-from raydistill.dataset.layout import MANIFEST, example_from_row, folder_of, read_table
+from raydistill.dataset.layout import MANIFEST, examples_from_table, folder_of, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def read_examples(data_file: str, tokenizer_digest: str | None = None) -> tuple[
 
     Args:
         data_file: a dataset's folder, or a `.jsonl` file of `{"messages": [..., {"role": "assistant", ...}]}` lines.
-        tokenizer_digest: the student's. Where the teacher's differs, the examples come without response tokens, so
-            that their text is encoded anew; None keeps them.
+        tokenizer_digest: the student's. Where the teacher's differs, the examples come without response tokens and
+            soft labels, so that their text is encoded anew; None keeps them.
 
     Raises:
         NotFoundError: there is nothing at data_file.
@@ -67,10 +67,12 @@ def _read_folder(folder: str, tokenizer_digest: str | None) -> tuple[list[Exampl
             f"{folder} is not finished: {manifest.counts.get('kept', 0)} of {manifest.counts.get('asked', '?')} rows "
             "are there. Run the same create_data command again; it goes on where it stopped."
         )
-    examples = [example_from_row(row) for shard in manifest.shards for row in read_table(folder, shard).to_pylist()]
+    tables = (read_table(folder, shard) for shard in manifest.shards)
+    examples = [example for table in tables for example in examples_from_table(table)]
     if tokenizer_digest is not None and manifest.teacher.get("tokenizer_digest") != tokenizer_digest:
         logger.warning("%s: the teacher has another tokenizer; its answers are encoded anew from their text.", folder)
-        examples = [dataclasses.replace(example, response_tokens=None) for example in examples]
+        without: dict[str, Any] = {"response_tokens": None, "top_ids": None, "top_logprobs": None}
+        examples = [dataclasses.replace(example, **without) for example in examples]
     return examples, manifest
 
 

@@ -7,17 +7,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm import SamplingParams, TokensPrompt
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 from vllm.exceptions import VLLMValidationError
+from vllm.logprobs import FlatLogprobs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from raydistill.core.errors import NotFoundError, VerificationError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
+from raydistill.core.topk import pack_top
 
 
 class TokenServer(LLMServer):
@@ -156,8 +159,14 @@ def _describe_refusal(error: ValidationError | VLLMValidationError) -> str:
 
 
 def sampling_params(row: TokenRequest) -> SamplingParams:
-    """Return vLLM's sampling parameters of a row."""
+    """Return vLLM's sampling parameters of a row.
+
+    Raises:
+        ValueError: the row asks for the most likely tokens and for the log-probabilities of given ones.
+    """
     scores = list(row.score_token_ids)
+    if scores and row.top_logprobs:
+        raise ValueError("top_logprobs and score_token_ids in one row; ask for them in two")
     return SamplingParams(
         max_tokens=row.max_tokens,
         temperature=row.temperature,
@@ -169,6 +178,7 @@ def sampling_params(row: TokenRequest) -> SamplingParams:
         ignore_eos=row.ignore_eos,
         logprobs=len(scores) if scores else (row.top_logprobs or 0),
         logprob_token_ids=scores or None,
+        flat_logprobs=bool(row.top_logprobs),  # lists of numbers instead of an object for each entry
         detokenize=bool(row.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
@@ -178,9 +188,8 @@ def make_result(row: TokenRequest, output: Any, name: str, latency_seconds: floa
     """Return our record of vLLM's RequestOutput."""
     completion = output.outputs[0]
     tokens = list(completion.token_ids)
-    positions = completion.logprobs or []
-    k = row.top_logprobs
-    top = [sorted(position.items(), key=lambda item: -item[1].logprob)[:k] for position in positions] if k else None
+    positions: Any = completion.logprobs if completion.logprobs is not None else []
+    top_ids, top_logprobs = _read_top(positions, row.top_logprobs) if row.top_logprobs else (None, None)
     scores = (
         [[position[token].logprob for token in row.score_token_ids] for position in positions]
         if row.score_token_ids
@@ -188,12 +197,25 @@ def make_result(row: TokenRequest, output: Any, name: str, latency_seconds: floa
     )
     return TokenResult(
         tokens=tokens,
-        logprobs=[position[token].logprob for position, token in zip(positions, tokens, strict=True)],
+        logprobs=_read_logprobs(positions, tokens),
         finish_reason=completion.finish_reason or "error",
         usage=Usage(len(row.tokens), output.num_cached_tokens or 0, len(tokens)),
         model=name,
         latency_seconds=latency_seconds,
-        top_ids=[[token for token, _ in position] for position in top] if top is not None else None,
-        top_logprobs=[[value.logprob for _, value in position] for position in top] if top is not None else None,
+        top_ids=top_ids,
+        top_logprobs=top_logprobs,
         scores=scores,
     )
+
+
+def _read_logprobs(positions: Any, tokens: list[int]) -> list[float]:
+    """Return the log-probability of each token that was sampled."""
+    if isinstance(positions, FlatLogprobs):
+        return [positions.logprobs[start] for start, _ in zip(positions.start_indices, tokens, strict=True)]
+    return [position[token].logprob for position, token in zip(positions, tokens, strict=True)]
+
+
+def _read_top(positions: FlatLogprobs, top_logprobs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the most likely tokens at each position: the sampled one comes first, and again where it is among them."""
+    starts = np.asarray(positions.start_indices, dtype=np.int64) + 1
+    return pack_top(positions.token_ids, positions.logprobs, starts, positions.end_indices, top_logprobs)

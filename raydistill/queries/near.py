@@ -66,7 +66,7 @@ def find_near_duplicates(queries: Iterable[Query], threshold: float) -> Iterator
 def to_drop(duplicate: NearDuplicate, sample_index: int = 0) -> Drop:
     """Return the Drop that accounts for a near duplicate."""
     detail = f"resembles query {duplicate.kept_id} ({duplicate.similarity:.2f}), which is kept"
-    return Drop(duplicate.id, sample_index, REASON, detail)
+    return Drop(None, duplicate.id, sample_index, REASON, detail)
 
 
 class NearIndex:

@@ -111,6 +111,29 @@ def test_probe_scores_are_the_asked_tokens(engine):
     assert dataclasses.asdict(result)["finish_reason"] == "length"
 
 
+def test_top_logprobs_are_the_models_most_likely_tokens(engine):
+    from transformers import AutoModelForCausalLM
+    from vllm import TokensPrompt
+
+    from raydistill.core.records import TokenRequest
+    from raydistill.engine.server import make_result, sampling_params
+
+    llm, model_dir, _, _ = engine
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    row = TokenRequest(tokens=PROMPTS[0], max_tokens=3, temperature=1.0, seed=5, ignore_eos=True, top_logprobs=5)
+    output = llm.generate([TokensPrompt(prompt_token_ids=row.tokens)], sampling_params(row), use_tqdm=False)[0]
+    result = make_result(row, output, "", 0.0)
+    with torch.no_grad():
+        logits_TV = base(torch.tensor([row.tokens + result.tokens])).logits[0, len(row.tokens) - 1 : -1].log_softmax(-1)
+    want = logits_TV.topk(5)
+    assert result.top_ids.shape == result.top_logprobs.shape == (3, 5)
+    assert result.top_logprobs.astype(float) == pytest.approx(want.values.numpy(), abs=0.02)
+    of_ids = logits_TV.gather(1, torch.tensor(result.top_ids.astype("int64")))
+    assert result.top_logprobs.astype(float) == pytest.approx(of_ids.numpy(), abs=0.02)
+    sampled = logits_TV.gather(1, torch.tensor(result.tokens)[:, None])[:, 0]
+    assert result.logprobs == pytest.approx(sampled.tolist(), abs=1e-3)
+
+
 def test_a_seed_survives_a_prompt_in_chunks(engine):
     """Without our patch the engine dies here; the second time the prompt comes from the cache, in one chunk."""
     from vllm import TokensPrompt

@@ -179,3 +179,46 @@ def test_the_teacher_writes_queries_once_where_there_are_too_few(tmp_path: Path,
     asked = num_asked(log)
     assert create_data.run(config, handle, on_progress=lambda _: None) == manifest
     assert num_asked(log) == asked
+
+
+def test_a_judge_grades_once_and_another_threshold_asks_nothing(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, [f"Judge {index}" for index in range(30)])
+
+    def run(**judge: Any) -> dict[str, Any]:
+        table = {"rubric": "Is it short?", "lowest_score": 0, "highest_score": 9, "sees_prompt": False, **judge}
+        config = desk.config(num_examples=30, judge=table, max_dropped_share=1.0)
+        return create_data.run(config, handle, on_progress=lambda _: None).counts
+
+    asked = num_asked(log)
+    all_kept = run(threshold=0)
+    assert num_asked(log) == asked + 60, "each row, and each answer once more by the judge"
+    graded = all_kept["kept"]
+    assert 0 < graded < 30, "a hash is a score now and then"
+    assert all_kept["dropped"] == {"unjudged": 30 - graded}
+    fewer = run(threshold=5)
+    assert num_asked(log) == asked + 60
+    assert fewer["kept"] + fewer["dropped"].get("low_score", 0) == graded
+    run(threshold=5, rubric="Is it long?")
+    assert num_asked(log) == asked + 90
+
+
+def test_new_rules_ask_nothing_and_near_queries_are_not_asked(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    handle, log = teacher
+    text = "Where is the parcel that I sent to my aunt in Aberdeen on Monday, and who signed for it"
+    desk = Desk(tmp_path, model_dir, [f"Rule {index}" for index in range(20)] + [f"{text}?", f"{text} ?!"])
+    changes = {"num_examples": 21, "near_duplicates": 0.8, "smoke_min_kept": 0, "max_dropped_share": 1.0}
+    asked = num_asked(log)
+    manifest = create_data.run(desk.config(**changes), handle, on_progress=lambda _: None)
+    assert num_asked(log) == asked + 21
+    assert manifest.counts["not_asked"] == {"near_duplicate": 1}
+    drops = [row for shard in manifest.drops for row in pq.read_table(desk.output / shard.uri).to_pylist()]
+    assert [(row["id"], row["reason"]) for row in drops] == [(None, "near_duplicate")]
+
+    examples, _ = read_examples(str(desk.output))
+    first = examples[0].response
+    quality = {"must_not_match": [first]}
+    again = create_data.run(desk.config(**changes, quality=quality), handle, on_progress=lambda _: None)
+    assert num_asked(log) == asked + 21
+    assert again.counts["dropped"] == {"forbidden": 1}
+    assert again.counts["kept"] == 20
