@@ -59,7 +59,15 @@ def make_lsh(threshold: float) -> "MinHashLSH":
     """Return an empty index whose bands are chosen for a threshold of 0.5 to 0.99."""
     from datasketch import MinHashLSH
 
-    return MinHashLSH(threshold, NUM_PERMUTATIONS, weights=WEIGHTS)
+    return MinHashLSH(num_perm=NUM_PERMUTATIONS, params=_choose_bands(threshold))
+
+
+@cache  # it tries hundreds of pairs, each with a numerical integral
+def _choose_bands(threshold: float) -> tuple[int, int]:
+    from datasketch import MinHashLSH
+
+    chosen = MinHashLSH(threshold, NUM_PERMUTATIONS, weights=WEIGHTS)
+    return chosen.b, chosen.r
 
 
 @cache
