@@ -5,8 +5,9 @@ from pathlib import PurePosixPath
 
 from raydistill.core import storage
 from raydistill.core.errors import NotFoundError, VerificationError
-from raydistill.core.records import Version, version_from_json
+from raydistill.core.records import Version
 from raydistill.core.uris import join
+from raydistill.registry.record import MAX_RECORD_BYTES, parse_version
 
 VERSION_FILE = "version.json"
 LABEL = re.compile(r"v\d{4,}")
@@ -50,13 +51,11 @@ def known_versions(uri: str) -> str:
 
 def _parse(uri: str, label: str) -> Version:
     place = join(uri, label, VERSION_FILE)
-    text = storage.read_bytes(place)
-    try:
-        version = version_from_json(text)
-    except (ValueError, TypeError, KeyError) as error:
-        raise VerificationError(f"{place} is no version ({error}). Publish the adapter again.") from error
-    if version.label != label:
-        raise VerificationError(f"{place} says it is {version.label}. Version folders may not be copied or renamed.")
+    version = parse_version(storage.read_bytes(place, MAX_RECORD_BYTES), place)
+    if (version.name, version.label) != (folder_name(uri), label):
+        raise VerificationError(
+            f"{place} says it is {version.name}/{version.label}. Version folders may not be copied or renamed."
+        )
     return version
 
 
