@@ -108,8 +108,8 @@ def _copy_adapter(adapter_dir: str, folder: Path) -> None:
         if pickled:
             raise ConfigError(
                 f"adapter_dir: {adapter_dir} holds {pickled[0]} and no {WEIGHTS_FILE}. A pickle runs code when it is "
-                "loaded, so it is not read here. Where you trust it, load it with PEFT on a machine of its own and save "
-                "it with model.save_pretrained(FOLDER, safe_serialization=True); then import that folder."
+                "loaded, so it is not read here. Where you trust it, load it with PEFT on a machine of its own and "
+                "save it with model.save_pretrained(FOLDER, safe_serialization=True); then import that folder."
             )
         known = ", ".join(names[:8]) or "nothing"
         raise NotFoundError(f"adapter_dir: {adapter_dir} holds no {WEIGHTS_FILE} (it holds {known}).")
@@ -148,7 +148,7 @@ def _describe(config: ImportConfig, model_dir: str, folder: Path) -> tuple[Versi
             template_digest=renderer.template_digest,
             lora={
                 "rank": lora.rank,
-                "alpha": lora.alpha,
+                "alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
                 "targets": lora.targets,
                 "modules": len(find_modules(read_header(folder / WEIGHTS_FILE))),
             },

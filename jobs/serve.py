@@ -111,7 +111,9 @@ def wait_for_version(url: str, alias: str, version: Version, timeout_seconds: fl
 def _describe_alias(status: dict[str, Any], alias: str) -> str:
     """Return what each replica serves under an alias, in one sentence's part."""
     served = [replica.get("aliases", {}).get(alias, "not served") for replica in status.get("replicas") or [status]]
-    return f"{alias} is " + " and ".join(f"{name} on {served.count(name)} of {len(served)}" for name in dict.fromkeys(served))
+    return f"{alias} is " + " and ".join(
+        f"{name} on {served.count(name)} of {len(served)}" for name in dict.fromkeys(served)
+    )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -114,9 +114,7 @@ def move_alias(uri: str, alias: str, label: str, seen: Aliases | None = None, at
     return append_move(uri, decide, f"alias {alias!r} could not be moved to {label}", attempts)
 
 
-def append_move(
-    uri: str, decide: Callable[[Aliases], Move | None], failure: str, attempts: int = ATTEMPTS
-) -> Aliases:
+def append_move(uri: str, decide: Callable[[Aliases], Move | None], failure: str, attempts: int = ATTEMPTS) -> Aliases:
     """Add one move to the history and return the aliases as written.
 
     Args:
@@ -185,10 +183,10 @@ def make_move(alias: str | None, old: str | None, new: str | None) -> Move:
 
 
 def _describe_lost_race(uri: str, label: str, move: Move) -> str:
+    moved = f"{move['alias']} was moved from {move['from'] or 'nothing'} to {move['to']}"
     return (
-        f"{uri}: {move['alias']} was moved from {move['from'] or 'nothing'} to {move['to']} by {move.get('by', '?')} at "
-        f"{move['time']}, while it was about to be moved to {label}. Nothing was changed: look at {move['to']}, and "
-        f"promote {label} again if it is still the better one."
+        f"{uri}: {moved} by {move.get('by', '?')} at {move['time']}, while it was about to be moved to {label}. Nothing "
+        f"was changed: look at {move['to']}, and promote {label} again if it is still the better one."
     )
 
 

@@ -90,13 +90,13 @@ def read_lora_config(path: Path, where: str) -> LoraConfig:
     init = config.get("init_lora_weights")
     if not isinstance(init, (bool, str, type(None))) or init not in _INITS:
         raise VerificationError(
-            f"{where}: {CONFIG_FILE} has init_lora_weights={init!r}, which starts from a changed base model. Convert the "
-            "adapter to plain LoRA with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)."
+            f"{where}: {CONFIG_FILE} has init_lora_weights={init!r}, which starts from a changed base model. Convert "
+            "the adapter to plain LoRA with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)."
         )
     named = isinstance(targets, list) and bool(targets) and all(isinstance(target, str) for target in targets)
     if not named and targets != ALL_LINEAR:
         raise VerificationError(
-            f"{where}: {CONFIG_FILE} has target_modules={targets!r:.100}; allowed is a list of names, or {ALL_LINEAR!r}."
+            f"{where}: {CONFIG_FILE} has target_modules={targets!r:.100}; allowed is a list of names or {ALL_LINEAR!r}."
         )
     return LoraConfig(rank, float(alpha), targets)
 

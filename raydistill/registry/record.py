@@ -60,7 +60,7 @@ def _find_lora_fault(lora: dict[str, Any]) -> str | None:
         if type(lora.get(key)) is not int or lora[key] < 1:
             return f"lora.{key} is {lora.get(key)!r}; it must be a whole number from 1"
     alpha = lora.get("alpha")
-    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
         return f"lora.alpha is {alpha!r}; it must be a number above 0"
     return None
 

@@ -1,4 +1,4 @@
-"""From what a user types (an alias or a version) to the version meant; the guarded move of an alias, and the way back."""
+"""From an alias or a version to the version meant; the guarded move of an alias, and the way back."""
 
 from raydistill.core.errors import NotFoundError, VerificationError
 from raydistill.core.records import Version

@@ -1,6 +1,7 @@
 """Read the versions that a model's registry folder holds, by their number."""
 
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from raydistill.core import storage
@@ -22,6 +23,20 @@ def list_labels(uri: str) -> list[str]:
 def list_versions(uri: str) -> list[Version]:
     """Return the published versions, lowest number first; a claimed number without `version.json` is none."""
     return [_parse(uri, label) for label in list_labels(uri) if storage.exists(join(uri, label, VERSION_FILE))]
+
+
+def inspect_versions(uri: str) -> Iterator[tuple[str, Version | VerificationError | None]]:
+    """Yield every number that was claimed with its version, with what is wrong with it, or with None.
+
+    None: it was never finished, is being published just now, or was deleted.
+    """
+    for label in list_labels(uri):
+        try:
+            yield label, _parse(uri, label)
+        except NotFoundError:
+            yield label, None
+        except VerificationError as error:
+            yield label, error
 
 
 def read_version(uri: str, label: str) -> Version:
