@@ -22,8 +22,8 @@ FLOORS = {
     "raydistill.client": 4,
     "raydistill.evaluation": 4,
     "raydistill": 5,  # the public surface, raydistill/__init__.py itself
-    "raydistill.cli": 6,
     "jobs": 6,
+    "raydistill.cli": 7,  # hands the heavy part of a command to a job
 }
 HEAVY = {"ray", "torch", "vllm", "deepspeed"}
 LIGHT_ROOMS = (

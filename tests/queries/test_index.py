@@ -2,7 +2,6 @@
 
 import random
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistill.core.errors import ConfigError
+from raydistill.core.idset import unpack_ids
 from raydistill.core.records import Query, digest
-from raydistill.queries.index import MAX_ROLE_SEQUENCES, iter_unique, scan_queries
+from raydistill.queries.index import MAX_ROLE_SEQUENCES, scan_queries
 from raydistill.queries.lines import BUFFER_BYTES
 from raydistill.queries.read import iter_queries
 from raydistill.queries.rows import user_turns
@@ -27,12 +27,11 @@ def make_conversation(*roles: str) -> Query:
 def test_scan_queries_finds_what_stands_there_twice() -> None:
     queries = [make_query(text) for text in ("aa", "b", "aa", "ccc", "b", "aa")]
     index = scan_queries(queries)
-    assert (index.num_rows, index.num_merged, index.num_queries) == (6, 3, 3)
-    assert index.is_repeated_R.tolist() == [False, False, True, False, True, True]
-    assert [index.id_at(row) for row in range(6)] == [query.id for query in queries]
-    assert list(iter_unique(queries, index)) == [queries[0], queries[1], queries[3]]
+    assert (index.num_rows, index.num_merged) == (6, 3)
+    unique = sorted((queries[0], queries[1], queries[3]), key=lambda query: query.id)
+    assert unpack_ids(index.ids) == [query.id for query in unique]
     assert index.shortest == queries[1]
-    assert index.sample == sorted(iter_unique(queries, index), key=lambda query: query.id)
+    assert index.sample == unique
 
 
 @given(st.lists(st.sampled_from([make_query(str(number)) for number in range(12)]), min_size=1), st.randoms())
@@ -41,12 +40,10 @@ def test_scan_queries_merges_alike_in_any_order(queries: list[Query], rng: rando
     shuffled = rng.sample(queries, len(queries))
     other = scan_queries(shuffled, sample_size=5)
     unique = {query.id for query in queries}
-    assert index.num_queries == other.num_queries == len(unique)
+    assert unpack_ids(index.ids) == unpack_ids(other.ids) == sorted(unique)
     assert (index.sample, index.shortest) == (other.sample, other.shortest)
     assert [query.id for query in index.sample] == sorted(unique)[:5]
-    kept = list(iter_unique(queries, index))
-    assert {query.id for query in kept} == {query.id for query in iter_unique(shuffled, other)} == unique
-    assert scan_queries(kept).num_merged == 0
+    assert index.num_merged == len(queries) - len(unique)
 
 
 def test_scan_queries_keeps_one_example_of_each_sequence_of_roles() -> None:
@@ -65,14 +62,6 @@ def test_scan_queries_raises_what_reading_found(tmp_path: Path) -> None:
         scan_queries([])
 
 
-def test_iter_unique_refuses_a_source_that_was_changed() -> None:
-    queries = [make_query(text) for text in "abc"]
-    index = scan_queries(queries)
-    for changed in (queries[:2], [*queries, make_query("d")], [queries[0], make_query("B"), queries[2]]):
-        with pytest.raises(ConfigError, match="was changed"):
-            list(iter_unique(changed, index))
-
-
 def test_a_source_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     with path.open("w") as file:
@@ -84,7 +73,7 @@ def test_a_source_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert index.num_rows == small.num_rows == 4_000
-    assert index.ids_R2.nbytes + index.is_repeated_R.nbytes <= 24 * index.num_rows
+    assert index.ids.nbytes == 16 * index.num_rows
     # Beside the file's buffer columns of numbers and the examples, 300 KB; as Queries these rows take 3 MB.
     assert peak_bytes - BUFFER_BYTES < 1_000_000
 
@@ -94,8 +83,6 @@ def test_user_turns_are_the_indices_of_the_users_messages() -> None:
     assert user_turns(make_conversation("system", "user", "assistant", "user")) == [1, 3]
 
 
-def test_queries_may_come_from_a_generator() -> None:
-    def generate() -> Iterator[Query]:
-        yield from (make_query(str(number)) for number in range(3))
-
-    assert len(list(iter_unique(generate(), scan_queries(generate())))) == 3
+def test_there_may_be_none_where_the_teacher_writes_some() -> None:
+    index = scan_queries(iter(()), may_be_empty=True)
+    assert (index.num_rows, len(index.ids), index.sample, index.shortest) == (0, 0, [], None)
