@@ -118,7 +118,7 @@ REFUSED = [
     "Lo siento, no puedo ayudar con eso.",
     "Desculpe, não posso ajudar com isso.",
     "Mi dispiace, non posso aiutarti.",
-    "很抱歉，我无法回答这个问题。",  # noqa: RUF001
+    "很抱歉，我无法回答这个问题。",
     "申し訳ありませんが、お答えできません。",
     "죄송하지만 도와드릴 수 없습니다.",
 ]
