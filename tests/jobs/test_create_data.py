@@ -19,7 +19,7 @@ from tests.jobs.create_data_desk import Desk, contents, num_asked
 from tests.teacher import hash_teacher
 
 GOOD = [f"Question {index}" for index in range(30)]
-ODD = ["TRUNCATE a", "TRUNCATE b", "EMPTY a", "FAIL a", "LATER a", "long " * 100, "FLAKY a", "CRASH a"]
+ODD = ["TRUNCATE a", "TRUNCATE b", "EMPTY a", "FAIL a", "LATER a", "long " * 400, "FLAKY a", "CRASH a"]
 EVERYTHING = {"num_examples": 38, "max_attempts": 5, "smoke_min_kept": 0}
 
 

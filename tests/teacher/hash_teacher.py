@@ -24,7 +24,7 @@ class HashTeacher:
         self._delay_seconds = delay_seconds
 
     async def info(self) -> dict:
-        return {"max_model_len": 256}
+        return {"max_model_len": 640}
 
     async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
         return list(await asyncio.gather(*(self._answer(row) for row in rows)))
@@ -45,7 +45,7 @@ class HashTeacher:
             os._exit(1)
         if "FAIL" in text or ("FLAKY" in text and not asked) or ("LATER" in text and asked < 5):
             return TokenResult([], [], "error", Usage(len(row.tokens), 0, 0), error="ValueError: refused")
-        answer = hashlib.sha256(f"{row.tokens} {row.seed}".encode()).hexdigest()[:12]
+        answer = hash_answer(row)
         body = [] if "EMPTY" in text else self._tokenizer.encode(answer, add_special_tokens=False)
         if "TRUNCATE" in text:
             body = (body * row.max_tokens)[: row.max_tokens]
@@ -54,7 +54,13 @@ class HashTeacher:
         return TokenResult(tokens, [-0.5] * len(tokens), "stop", Usage(len(row.tokens), 3, len(tokens)))
 
 
-def start(model_dir: str, log_path: str, delay_seconds: float = 0.0, name: str = "hash") -> DeploymentHandle:
+def hash_answer(row: TokenRequest) -> str:
+    """Return the text of the answer to a request without a word that chooses a fault."""
+    return hashlib.sha256(f"{row.tokens} {row.seed}".encode()).hexdigest()[:12]
+
+
+def start(model_dir: str, log_path: str, delay_seconds: float = 0.0, num_replicas: int = 1) -> DeploymentHandle:
     """Start it and return the handle of its engine."""
     serve.start(http_options={"location": "NoServer"})
-    return serve.run(HashTeacher.bind(model_dir, log_path, delay_seconds), name=name, route_prefix=None)
+    teacher = HashTeacher.options(num_replicas=num_replicas)
+    return serve.run(teacher.bind(model_dir, log_path, delay_seconds), name="hash", route_prefix=None)

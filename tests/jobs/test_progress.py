@@ -1,0 +1,93 @@
+"""What a run of create_data says of itself: the plan before it, one line on its way."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jobs import progress
+from jobs.budget import estimate_tokens
+from jobs.data_config import CreateDataConfig, PriceConfig
+from jobs.data_plan import make_plan
+from jobs.progress import show_asking
+from raydistill.core.records import Manifest
+from raydistill.teacher.rows import render_messages
+from tests.dataset.ledger import DRAFT
+from tests.jobs.create_data_desk import Desk
+
+
+def make_manifest(answered: int, tokens: int) -> Manifest:
+    counts = {"asked": 100, "answered": answered, "kept": answered - 1, "dropped": {"empty": 1}}
+    return dataclasses.replace(DRAFT, counts=counts, tokens={"prompt": 10 * tokens, "cached": 0, "completion": tokens})
+
+
+def test_the_line_has_rates_of_this_run_and_fits_a_terminal(monkeypatch, caplog):
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with caplog.at_level("INFO"), show_asking(80, lambda tokens: tokens["completion"] * 0.001) as show:
+        show(make_manifest(20, 1000))
+        clock[0] = 110.0
+        show(make_manifest(60, 3000))
+    last = caplog.messages[-1]
+    assert last == "asked 40/80  4 rows/s  200 tokens/s  kept 59  dropped 1  cost 3  0:00:10 left"
+    assert len(last) <= 80
+
+
+def test_a_log_gets_a_line_now_and_then_only(caplog):
+    with caplog.at_level("INFO"), show_asking(80, None) as show:
+        for answered in range(2, 50):
+            show(make_manifest(answered, answered))
+    assert caplog.messages == []
+
+
+def test_prices_are_for_a_million_tokens():
+    tokens = {"prompt": 3_000_000, "cached": 2_000_000, "completion": 500_000}
+    assert PriceConfig(input=2, output=8).cost(tokens) == 10
+    assert PriceConfig(input=2, cached_input=0.5, output=8).cost(tokens) == 7
+
+
+def test_the_plan_is_told_in_tokens_and_money(tmp_path: Path, model_dir: str):
+    desk = Desk(tmp_path, model_dir, [f"Plan {index}" for index in range(10)])
+    desk.prompt.write_text("Be brief and kind to everybody who asks. " * 5)
+    prices = {"input": 1e6, "cached_input": 0, "output": 1e6}
+    config = desk.config(num_examples=10, max_tokens=7, prices=prices, max_cost=50)
+    plan = make_plan(config)
+    estimate = estimate_tokens(plan, config, 10)
+    lengths = [len(render_messages(query.messages, plan.prompt, plan.renderer)) for query in plan.index.sample]
+    assert estimate.prompt == sum(lengths)
+    assert estimate.completion == 70
+    assert 0 < estimate.prompt - estimate.cached < sum(lengths) / 2, "P is the same in every row but the first"
+    text = estimate.describe(config)
+    least = estimate.prompt - estimate.cached
+    assert text.endswith(f"; from {least:.4g} for the prompts alone to {least + 70:.4g}, max_cost is 50")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_cost": 5}, "max_cost needs prices"),
+        ({"prices": {"input": -1, "output": 1}}, "greater than or equal to 0"),
+        ({"smoke_rows": 4, "smoke_min_kept": 5}, r"smoke_min_kept \(5\) is above smoke_rows \(4\)"),
+        ({"queries": None}, "expand.enabled=true"),
+        ({"quality": {"must_match": ["("]}}, "no regular expression"),
+        ({"quality": {"json_schema": {"type": 3}}}, "schema"),
+        ({"judge": {"rubric": "good?"}}, "threshold"),
+        ({"top_logprobs": 21}, "less than or equal to 20"),
+        ({"near_duplicates": 0.1}, "greater than or equal to 0.5"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path, model_dir: str, changes: dict, said: str):
+    desk = Desk(tmp_path, model_dir, ["a"])
+    with pytest.raises(ValueError, match=said):
+        desk.config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_replicas", "actors"), [(200, 1, 2), (10, 1, 1), (100_000, 1, 2), (100_000, 8, 8), (1, 1, 1)]
+)
+def test_there_are_actors_enough_for_the_rows_at_the_teacher(num_rows, num_replicas, actors):
+    config = CreateDataConfig.model_validate(
+        {"output_file": "x", "teacher_model": "x", "num_examples": 1, "queries": "x", "prompt": "x"}
+    )
+    assert config.count_actors(num_rows, num_replicas) == actors
