@@ -2,6 +2,7 @@
 
 import pickle
 import time
+import urllib.request
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from raydistill.core.answers import TOO_LONG
 from raydistill.core.errors import DatasetError
 from raydistill.core.records import DROP_REASONS, Drop, Example
-from raydistill.dataset import timed
+from raydistill.dataset import json_answers, timed
 from raydistill.dataset.judge import Judgement
 from raydistill.dataset.keep import DETAIL_CHARS, Origin, keep
 from raydistill.dataset.quality import JudgeConfig, QualityConfig
@@ -222,6 +223,15 @@ def test_keep_never_gives_an_unknown_reason_or_a_long_detail(answer, table, judg
 def test_a_long_detail_is_cut() -> None:
     detail = keep(make_answer(error="x" * 2000, finish_reason="error"), ORIGIN).detail
     assert detail == "x" * (DETAIL_CHARS - 1) + "…"
+
+
+def test_a_schema_is_never_fetched_from_the_net(monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the net was asked")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    violation = json_answers.find_violation(1, '{"$dynamicRef":"https://example.invalid/schema.json"}')
+    assert violation.startswith("cannot be checked")
 
 
 def test_an_answer_that_was_not_judged_is_not_kept() -> None:
