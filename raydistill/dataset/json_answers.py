@@ -43,7 +43,8 @@ def _find_dialect(schema: dict[str, Any]) -> Any:
     """Return jsonschema's class for the version that a schema names, the newest where it names none."""
     if "$schema" not in schema:
         return Draft202012Validator
-    return validators.validator_for(schema, default=None) if isinstance(schema["$schema"], str) else None
+    unknown: Any = None
+    return validators.validator_for(schema, default=unknown) if isinstance(schema["$schema"], str) else unknown
 
 
 def _check_references(schema: dict[str, Any]) -> None:
