@@ -10,36 +10,42 @@ nor prompt= nor queries= is given, P and queries are those of jobs/configs/analy
 """
 
 import contextlib
-import dataclasses
-import math
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jobs import task
-from jobs.data_plan import CreateDataConfig, Plan, check_length, find_missing, make_plan
+from jobs.budget import estimate_tokens
+from jobs.data_config import CreateDataConfig
+from jobs.data_plan import Plan, Queries, Teacher, check_length, given_queries, is_answered, make_plan, read_standing
 from jobs.places import Place, model_places
+from jobs.progress import show_asking, show_stage
 from jobs.runtime import ClusterConfig, connect, name_application, require, require_shared, run_main, start_http
-from raydistill.core import storage
-from raydistill.core.records import Manifest, Query
-from raydistill.core.uris import absolute, join
-from raydistill.dataset.finish import finish_dataset
-from raydistill.dataset.write import open_dataset, put_manifest
+from raydistill.core.idset import contains, pack_ids
+from raydistill.core.records import Manifest
+from raydistill.core.uris import absolute
+from raydistill.dataset.finish import check_first, finish_dataset
+from raydistill.dataset.keep import Origin
+from raydistill.dataset.ledger import LedgerWriter
+from raydistill.dataset.shards import ROWS_PER_SHARD
+from raydistill.dataset.sieve import Terms
+from raydistill.dataset.write import keep_prompt, open_dataset
 from raydistill.engine.config import EngineConfig
-from raydistill.teacher.rows import AskRow, write_requests
+from raydistill.teacher.rows import choose_rows, find_rows
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-REQUESTS = "requests"
-SPARE_STALL_SECONDS = 600.0  # for what Ray Data does besides asking: starting actors, reading, writing
-
-Progress = Callable[[int, int], None]  # (rows answered so far, rows asked)
+Progress = Callable[[Manifest], None]  # told how far the ledger is, after commits
+logger = logging.getLogger(__name__)
 
 
 def run(
     config: CreateDataConfig,
     handle: "DeploymentHandle | None" = None,
-    queries: list[Query] | None = None,
+    queries: Queries | None = None,
     engine: EngineConfig | None = None,
     cluster: ClusterConfig | None = None,
     on_progress: Progress | None = None,
@@ -49,40 +55,38 @@ def run(
     Args:
         config: what to ask and where to.
         handle: of a started teacher's engine; None starts one where there is anything to ask, and stops it.
-        queries: instead of those of the file config.queries.
-        engine: settings of a teacher that is started here.
-        cluster: where such a teacher runs.
-        on_progress: called with (rows answered, rows to ask) after commits; None shows a progress bar.
+        queries: instead of those of config.queries.
+        engine: settings of the teacher.
+        cluster: where a teacher that is started here runs.
+        on_progress: called with the manifest after commits; None shows a progress line.
 
     Raises:
         ConfigError, NotFoundError, ConflictError, CapacityError: bad input; nothing was started or written.
         ServiceError: the teacher did not start, or nothing moves any more.
-        DatasetError: not one answer is usable.
+        QualityError: too few answers can be used.
+        BudgetError: the dataset has cost max_cost.
     """
     engine = engine or EngineConfig.model_validate({})
     plan = make_plan(config, queries)
-    missing = find_missing(plan, config.retry_failed)
-    if not missing:
+    if is_answered(plan, config.retry_failed):
         return _finish(plan, config)
     if handle is not None:
-        _ask(plan, missing, config, handle, on_progress)
-        return _finish(plan, config)
+        return _create(plan, config, queries, Teacher(handle, engine.max_replicas), on_progress)
     check_length(plan, config, engine)
     cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
     require_shared(list_places(config), cluster)
-    # A replica holds two logical CPUs and the ingress one; the checkpoint's filter, reading and writing one each.
-    require("create_data", cpus=2 * engine.num_replicas + 1 + config.num_actors + 3, cluster=cluster)
+    require("create_data", cpus=logical_cpus(config, engine), cluster=cluster)
     start_http(cluster)
     from raydistill.teacher import app
 
     application = name_application("teacher", cluster)
-    own_handle = app.start(config.teacher_model, engine, application)
+    with show_stage("teacher: starting"):
+        own_handle = app.start(config.teacher_model, engine, application)
     try:
-        _ask(plan, missing, config, own_handle, on_progress)
+        return _create(plan, config, queries, Teacher(own_handle, engine.max_replicas), on_progress)
     finally:
         app.stop(application[0])
-    return _finish(plan, config)
 
 
 def list_places(config: CreateDataConfig) -> list[Place]:
@@ -90,68 +94,91 @@ def list_places(config: CreateDataConfig) -> list[Place]:
     return [("create_data.output_file", config.output_file), *model_places("teacher_model", config.teacher_model)]
 
 
-def _ask(
+def logical_cpus(config: CreateDataConfig, engine: EngineConfig) -> int:
+    """Return the CPUs that Ray must have: a replica holds two, the ingress and each asking actor one, Ray Data one."""
+    return 2 * engine.max_replicas + 1 + config.count_actors(config.num_examples, engine.max_replicas) + 1
+
+
+def _create(
     plan: Plan,
-    missing: list[tuple[AskRow, int]],
     config: CreateDataConfig,
-    handle: "DeploymentHandle",
+    queries: Queries | None,
+    teacher: Teacher,
     on_progress: Progress | None,
-) -> None:
-    """Ask the missing rows and wait until each is committed to the ledger."""
-    from raydistill.dataset.append import append_answers, checkpointed, watch
-    from raydistill.teacher.ask import AskSettings, ask_rows, read_context_tokens
+) -> Manifest:
+    """Ask what is missing and finish the dataset; where there are too few queries, the teacher writes some first."""
+    from jobs.asking import Work, ask_missing
+    from jobs.expanding import write_queries
+    from jobs.judging import judge_answers
+    from jobs.watching import Asker
+    from raydistill.dataset.appending import OpenLedger
 
-    num_actors = min(config.num_actors, config.concurrency, math.ceil(len(missing) / config.commit_rows))
-    settings = AskSettings(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_tokens=config.max_tokens,
-        in_flight=math.ceil(config.concurrency / num_actors),
-        max_attempts=config.max_attempts,
-        timeout_seconds=config.timeout_seconds,
-        context_tokens=read_context_tokens(handle),
-    )
-    etag = open_dataset(plan.folder, plan.draft)
-    requests = join(plan.folder, REQUESTS)
-    names = write_requests(missing, plan.prompt, plan.renderer, requests)
-    filesystem, path = storage.filesystem(requests)
+    if plan.num_short:
+        keep_prompt(plan.prompt, plan.folder)
+        open_dataset(plan.folder, read_standing(plan, config.retry_failed).manifest)
+        with show_stage(f"teacher: writing {plan.num_short} queries"):
+            write_queries(plan, config, teacher, queries or given_queries(config))
+        plan = make_plan(config, queries)
+    standing = read_standing(plan, config.retry_failed)
+    if standing.num_missing:
+        logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
+    keep_prompt(plan.prompt, plan.folder)
+    ledger = OpenLedger(plan.folder, standing.manifest)
+    ledger.add(standing.unnamed)
+    first_ids = _choose_first(plan, config)
+    if len(first_ids) and contains(standing.done, first_ids).all():
+        check_first(plan.folder, ledger.manifest, first_ids, config.smoke_min_kept, plan.rules)
+    if standing.num_missing:
+        work = Work(
+            prompt=plan.prompt,
+            renderer=plan.renderer,
+            rows=find_rows(plan.source(), plan.choice, standing.done),
+            num_rows=standing.num_missing,
+            writer=LedgerWriter(plan.folder, Origin.of(plan.draft), plan.rules, config.top_logprobs),
+            first_ids=first_ids,
+        )
+        with _shown(on_progress, config, work.num_rows) as progress:
+            ask_missing(Asker(config, teacher, ledger, progress), work)
+    if plan.rubric is not None:
+        judge_answers(plan, plan.rubric, config, teacher)
+    return _finish(plan, config)
 
-    def work() -> None:
-        with checkpointed(plan.folder):
-            paths = [f"{path}/{name}" for name in names]
-            asker = (handle, plan.renderer, settings)
-            append_answers(ask_rows(paths, filesystem, asker, num_actors, config.commit_rows), plan.folder)
 
-    before = plan.draft.counts["asked"] - len(missing)
-    with _shown(on_progress, len(missing)) as report:
-        for answered in watch(work, plan.folder, _stall_seconds(config)):
-            counts = {**plan.draft.counts, "answered": before + answered}
-            etag = put_manifest(plan.folder, dataclasses.replace(plan.draft, counts=counts), etag)
-            report(answered, len(missing))
-    for name in names:
-        storage.delete(join(requests, name))
+def _choose_first(plan: Plan, config: CreateDataConfig) -> np.ndarray:
+    """Return the sorted packed ids of the (query, sample)s that are looked at before the rest is asked."""
+    if not 0 < config.smoke_rows < config.num_examples:
+        return pack_ids([])
+    query_ids, fingerprint = plan.choice.ids, plan.choice.fingerprint
+    first = choose_rows(query_ids, config.smoke_rows, config.num_samples, config.seed, fingerprint)
+    return np.sort(first.row_ids())
 
 
 def _finish(plan: Plan, config: CreateDataConfig) -> Manifest:
-    return finish_dataset(plan.folder, [row.id for row in plan.rows], plan.draft, absolute(config.output_file))
+    """Finish the dataset in this process, or, where it is large and Ray is there, in a process of its own."""
+    terms = Terms(plan.rules, plan.rubric, plan.near, config.max_dropped_share)
+    arguments = (plan.folder, plan.choice.row_ids(), plan.draft, absolute(config.output_file), terms)
+    if plan.choice.num_rows <= ROWS_PER_SHARD:
+        return finish_dataset(*arguments)
+    import ray
+    from ray.exceptions import RayTaskError
 
-
-def _stall_seconds(config: CreateDataConfig) -> float:
-    rounds = math.ceil(config.commit_rows / max(1, config.concurrency // config.num_actors))
-    return rounds * config.max_attempts * config.timeout_seconds + SPARE_STALL_SECONDS
+    if not ray.is_initialized():
+        return finish_dataset(*arguments)
+    task: Any = ray.remote(num_cpus=0)(finish_dataset)
+    try:
+        return ray.get(task.remote(*arguments))
+    except RayTaskError as error:
+        raise error.cause from error
 
 
 @contextlib.contextmanager
-def _shown(on_progress: Progress | None, total: int) -> Iterator[Progress]:
-    """Give the caller's progress function, or one that moves a bar on the terminal."""
+def _shown(on_progress: Progress | None, config: CreateDataConfig, num_rows: int) -> Iterator[Progress]:
+    """Give the caller's progress function, or one that keeps a line on the terminal or in the log."""
     if on_progress is not None:
         yield on_progress
         return
-    from rich.progress import Progress as Bar
-
-    with Bar() as bar:
-        bar_task = bar.add_task("asking the teacher", total=total)
-        yield lambda answered, _total: bar.update(bar_task, completed=answered)
+    with show_asking(num_rows, config.cost if config.prices else None) as progress:
+        yield progress
 
 
 def main(argv: Sequence[str]) -> None:
@@ -165,6 +192,8 @@ def main(argv: Sequence[str]) -> None:
     counts = manifest.counts
     dropped = counts["dropped"] or "none"
     print(f"{config.output_file}: {counts['kept']} of {counts['asked']} answers kept, dropped {dropped}.")
+    if config.prices is not None:
+        print(f"Its tokens cost {config.cost(manifest.tokens):.4g}.")
 
 
 if __name__ == "__main__":

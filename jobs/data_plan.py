@@ -1,96 +1,141 @@
 """What create_data is to ask and into which folder: made and checked without Ray, before anything is started."""
 
+import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import Field
+import numpy as np
 
+from jobs.data_config import CreateDataConfig
 from jobs.places import find_model
-from raydistill.core.config import Section
-from raydistill.core.errors import ConfigError, RaydistillError
+from raydistill.core import storage
+from raydistill.core.answers import Commit, answers_from_table
+from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
+from raydistill.core.idset import contains, pack_ids
 from raydistill.core.models import model_revision
 from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import Prompt, load_prompt
-from raydistill.core.records import Manifest, Query, digest
-from raydistill.core.uris import absolute
+from raydistill.core.records import Answer, Drop, Manifest, Query, digest
+from raydistill.core.uris import absolute, join
+from raydistill.dataset.judge import Rubric, compile_rubric
+from raydistill.dataset.keep import Origin, keep_table
 from raydistill.dataset.layout import folder_of
-from raydistill.dataset.ledger import count_answers
+from raydistill.dataset.ledger import find_unnamed, read_marks
+from raydistill.dataset.pick import pick_rows
+from raydistill.dataset.read import read_manifest
+from raydistill.dataset.rules import Rules, compile_rules
+from raydistill.dataset.sieve import read_judge
 from raydistill.dataset.write import check_output
 from raydistill.engine.config import EngineConfig
-from raydistill.queries.read import count_merged, read_queries
-from raydistill.teacher.rows import AskRow, check_count, choose_rows, render_row
+from raydistill.queries.index import QueryIndex, scan_queries
+from raydistill.queries.near import find_near_duplicates, to_drop
+from raydistill.queries.read import iter_queries
+from raydistill.teacher.rows import Choice, check_count, choose_rows, render_messages
 
 if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
     from raydistill.renderers import Renderer
 
+EXPANDED = "expanded.jsonl"  # in a dataset's folder: the queries that the teacher wrote
+
 Found = TypeVar("Found")
+QuerySource = Callable[[], Iterable[Query]]  # may be called again, and gives the same
 logger = logging.getLogger(__name__)
 
 
-class CreateDataConfig(Section):
-    """The `[create_data]` table."""
+@dataclass(frozen=True)
+class Queries:
+    """Where queries come from.
 
-    output_file: str
-    """The dataset's folder (local or s3://); where it ends in .jsonl, that file, with the ledger in FILE.d/."""
-    teacher_model: str
-    """A folder, a hub id, s3:// or demo://."""
-    num_examples: int = Field(ge=1)
-    """(query, sample) pairs to ask."""
-    queries: str
-    """JSON lines with "text" or "messages"."""
-    prompt: str
-    """P: a .md, .txt or .json file."""
-    num_samples: int = Field(default=1, ge=1)
-    """How often a query may be asked."""
-    temperature: float = Field(default=0.3, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(default=800, ge=1)
-    """Of one answer; a longer one is dropped as truncated."""
-    seed: int = Field(default=0, ge=0)
-    """Of the order of the rows and of the sampling of each."""
-    renderer: Literal["chat", "raw"] = "chat"
-    concurrency: int = Field(default=32, ge=1)
-    """Rows at the teacher at a time."""
-    num_actors: int = Field(default=2, ge=1)
-    """Ray Data actors that share these rows."""
-    commit_rows: int = Field(default=64, ge=1)
-    """Rows that are committed together: a kill loses at most this many for each actor."""
-    max_attempts: int = Field(default=3, ge=1)
-    """How often a row is asked before it is dropped as failed."""
-    timeout_seconds: float = Field(default=600, gt=0)
-    """Of one attempt."""
-    retry_failed: bool = False
-    """Ask failed rows of an earlier run again."""
+    Attributes:
+        given: those that may be asked.
+        apart: those that a query which the teacher writes may not resemble: the held-out ones.
+    """
+
+    given: QuerySource
+    apart: QuerySource = tuple
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher that has been started.
+
+    Attributes:
+        handle: of its engine.
+        max_replicas: that it may come to have.
+    """
+
+    handle: "DeploymentHandle"
+    max_replicas: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be asked and into which folder; made without Ray, and nothing is written but a passing probe."""
+    """What is to be asked and into which folder; made without Ray, and nothing is written but a passing probe.
+
+    Attributes:
+        folder: the dataset's.
+        source: of the queries.
+        index: what is known of them.
+        near: queries that are not asked, because they resemble others.
+        choice: which (query, sample)s.
+        rules: what an answer must be.
+        rubric: by which a judge grades answers; None where nothing is judged.
+        num_short: how many queries the teacher has to write before there are enough; nothing is chosen until then.
+        draft: the manifest so far.
+    """
 
     folder: str
     prompt: Prompt
     renderer: "Renderer"
-    rows: list[AskRow]
+    source: QuerySource
+    index: QueryIndex
+    near: list[Drop]
+    choice: Choice
+    rules: Rules
+    rubric: Rubric | None
+    num_short: int
     draft: Manifest
 
 
-def make_plan(config: CreateDataConfig, queries: list[Query] | None = None) -> Plan:
+@dataclass(frozen=True)
+class Standing:
+    """How far the plan's ledger is.
+
+    Attributes:
+        manifest: as the plan's draft, with what is there already.
+        unnamed: commits that the manifest does not name yet.
+        done: sorted packed ids of (query, sample)s that need not be asked.
+        num_missing: (query, sample)s of the plan that are not done.
+    """
+
+    manifest: Manifest
+    unnamed: list[Commit]
+    done: np.ndarray
+    num_missing: int
+
+
+def make_plan(config: CreateDataConfig, queries: Queries | None = None) -> Plan:
     """Return what is to be asked; everything about it that can be wrong is found here, without Ray; nothing is left."""
     faults: list[RaydistillError] = []
     prompt = _collect(faults, lambda: load_prompt(config.prompt))
-    found = _collect(faults, lambda: queries if queries is not None else read_queries(config.queries))
-    if found is not None:
-        _collect(faults, lambda: check_count(found, config.num_examples, config.num_samples))
     output = _collect(faults, lambda: absolute(config.output_file))
     if output is not None:
         _collect(faults, lambda: check_storage("output_file", folder_of(output)))
+    found = _collect(faults, lambda: _find_queries(config, queries, None if faults else folder_of(output or "")))
+    rules = _collect(faults, lambda: compile_rules(config.quality, config.judge))
+    rubric = _collect(faults, lambda: compile_rubric(config.judge))
     # Weights may have to be fetched, so only where nothing else is wrong.
     model_dir = _collect(faults, lambda: find_model(config.teacher_model, weights=not faults))
     if faults:
         raise faults[0] if len(faults) == 1 else ConfigError("several faults:\n  - " + "\n  - ".join(map(str, faults)))
     assert prompt is not None and found is not None and model_dir is not None and output is not None
+    assert rules is not None
 
     from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 
@@ -103,18 +148,81 @@ def make_plan(config: CreateDataConfig, queries: list[Query] | None = None) -> P
         "template_digest": renderer.template_digest,
         "renderer": renderer.name,
     }
-    sampling = {key: getattr(config, key) for key in ("temperature", "top_p", "max_tokens", "seed")}
     determined_by = {key: value for key, value in teacher.items() if key != "model"}
+    sampling = config.sampling()
     fingerprint = digest({"prompt": prompt.digest, "teacher": determined_by, "sampling": sampling})
-    rows = choose_rows(found, config.num_examples, config.num_samples, config.seed, fingerprint)
-    for row in {tuple(message["role"] for message in row.query.messages): row for row in rows}.values():
-        render_row(row, prompt, renderer)  # a template that refuses a sequence of roles says so now
+    for query in found.index.role_examples.values():
+        render_messages(query.messages, prompt, renderer)  # a template that refuses a sequence of roles says so now
     folder = folder_of(output)
     check_output(output, folder, fingerprint)
-    counts = {"asked": len(rows), "answered": 0, "kept": 0, "dropped": {}, "merged_queries": count_merged(found)}
+    num_rows = 0 if found.num_short else config.num_examples
+    choice = choose_rows(found.ids, num_rows, config.num_samples, config.seed, fingerprint)
+    counts = {
+        "asked": num_rows,
+        "answered": 0,
+        "kept": 0,
+        "dropped": {},
+        "not_asked": dict(Counter(drop.reason for drop in found.near)),
+        "merged_queries": found.index.num_merged,
+    }
     tokens = {"prompt": 0, "cached": 0, "completion": 0}
     draft = Manifest(fingerprint, False, prompt.digest, teacher, sampling, counts, tokens)
-    return Plan(folder, prompt, renderer, rows, draft)
+    return Plan(
+        folder=folder,
+        prompt=prompt,
+        renderer=renderer,
+        source=found.source,
+        index=found.index,
+        near=found.near,
+        choice=choice,
+        rules=rules,
+        rubric=rubric,
+        num_short=found.num_short,
+        draft=draft,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    source: QuerySource
+    index: QueryIndex
+    near: list[Drop]
+    ids: np.ndarray  # of the queries that may be asked
+    num_short: int
+
+
+def _find_queries(config: CreateDataConfig, queries: Queries | None, folder: str | None) -> _Found:
+    """Return the queries that are given and those that the teacher wrote in an earlier run.
+
+    Args:
+        config: names the given ones.
+        queries: instead of those.
+        folder: the dataset's; None where that cannot be looked into.
+    """
+    given = (queries or given_queries(config)).given
+    written = join(folder, EXPANDED) if folder is not None else None
+
+    def source() -> Iterator[Query]:
+        yield from given()
+        if written is not None and config.expand.enabled and storage.exists(written):
+            yield from iter_queries(written)
+
+    index = scan_queries(source(), may_be_empty=config.expand.enabled)
+    near: list[Drop] = []
+    ids = index.ids
+    if config.near_duplicates is not None:
+        near = [to_drop(found) for found in find_near_duplicates(source(), config.near_duplicates)]
+        ids = ids[~contains(np.sort(pack_ids(drop.query_id for drop in near)), ids)]
+    num_short = max(0, -(-config.num_examples // config.num_samples) - len(ids))
+    if num_short and not config.expand.enabled:
+        check_count(len(ids), config.num_examples, config.num_samples)
+    return _Found(source, index, near, ids, num_short)
+
+
+def given_queries(config: CreateDataConfig) -> Queries:
+    """Return the queries that the configuration names; none where the teacher is to write them all."""
+    path = config.queries
+    return Queries(tuple if path is None else lambda: iter_queries(path))
 
 
 def _collect(faults: list[RaydistillError], find: Callable[[], Found]) -> Found | None:
@@ -125,23 +233,42 @@ def _collect(faults: list[RaydistillError], find: Callable[[], Found]) -> Found 
         return None
 
 
-def find_missing(plan: Plan, retry_failed: bool) -> list[tuple[AskRow, int]]:
-    """Return the rows that the ledger has no answer to, each with the number of times that it failed before."""
-    good, failures = count_answers(plan.folder)
-    return [
-        (row, failures[row.id]) for row in plan.rows if row.id not in good and (retry_failed or row.id not in failures)
-    ]
+def read_standing(plan: Plan, retry_failed: bool) -> Standing:
+    """Return how far the plan's ledger is; nothing is written."""
+    manifest = plan.draft
+    with contextlib.suppress(NotFoundError):
+        before = read_manifest(plan.folder)
+        counts = {**plan.draft.counts, **{key: before.counts[key] for key in ("answered", "kept", "dropped")}}
+        manifest = dataclasses.replace(plan.draft, counts=counts, tokens=before.tokens, answers=before.answers)
+    unnamed = find_unnamed(plan.folder, manifest.answers, Origin.of(plan.draft), plan.rules)
+    marks = read_marks(plan.folder, [*manifest.answers, *(commit.shard for commit in unnamed)])
+    done = marks.ids[~marks.failed] if retry_failed else marks.ids
+    num_done = int(contains(done, plan.choice.row_ids()).sum()) if len(done) else 0
+    return Standing(manifest, unnamed, done, plan.choice.num_rows - num_done)
 
 
-def is_answered(config: CreateDataConfig, queries: list[Query]) -> bool:
-    """Return whether `run` would ask nothing."""
-    return not find_missing(make_plan(config, queries), config.retry_failed)
+def is_answered(plan: Plan, retry_failed: bool) -> bool:
+    """Return whether there is nothing to ask, the judge included."""
+    if plan.num_short or (standing := read_standing(plan, retry_failed)).num_missing:
+        return False
+    return plan.rubric is None or not any(True for _ in find_unjudged(plan, plan.rubric, standing))
+
+
+def find_unjudged(plan: Plan, rubric: Rubric, standing: Standing) -> Iterator[Answer]:
+    """Yield the answers that the rules keep and of which a judge has said nothing by this rubric."""
+    origin = Origin.of(plan.draft)
+    judged = read_judge(plan.folder, rubric, origin)
+    shards = [*standing.manifest.answers, *(commit.shard for commit in standing.unnamed)]
+    rules = dataclasses.replace(plan.rules, threshold=None)
+    for answers in pick_rows(plan.folder, shards, np.sort(plan.choice.row_ids())):
+        kept = set(keep_table(answers, origin, rules)[0]["id"].to_pylist())
+        yield from (answer for answer in answers_from_table(answers) if answer.id in kept and answer.id not in judged)
 
 
 def check_length(plan: Plan, config: CreateDataConfig, engine: EngineConfig) -> None:
     """Refuse a P that leaves the teacher no room to answer even the shortest query."""
-    shortest = min(plan.rows, key=lambda row: sum(len(message["content"]) for message in row.query.messages))
-    num_tokens = len(render_row(shortest, plan.prompt, plan.renderer))
+    shortest = plan.index.shortest.messages if plan.index.shortest else [{"role": "user", "content": "?"}]
+    num_tokens = len(render_messages(shortest, plan.prompt, plan.renderer))
     if num_tokens >= engine.max_model_len:
         raise ConfigError(
             f"teacher.max_model_len: P and the shortest query take {num_tokens} tokens, and the teacher's longest "

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jobs import create_data, data_plan, evaluate, task, train
-from jobs.data_plan import CreateDataConfig
+from jobs.data_config import CreateDataConfig
+from jobs.data_plan import Queries
 from jobs.places import Place
 from jobs.progress import show_stage
 from jobs.runtime import (
@@ -37,8 +38,8 @@ from raydistill.core.records import Manifest, Query, to_json
 from raydistill.core.uris import absolute, join
 from raydistill.engine.config import EngineConfig
 from raydistill.evaluation.config import EvaluateConfig
-from raydistill.queries.read import read_queries
-from raydistill.queries.split import split_queries
+from raydistill.queries.read import iter_queries
+from raydistill.queries.split import is_held_out
 from raydistill.registry.aliases import move_alias
 from raydistill.registry.resolve import promote
 from raydistill.training.config import TrainConfig
@@ -102,14 +103,14 @@ def run(settings: Settings) -> dict[str, Any]:
         ServiceError, TrainingError: it failed on the way; the same command goes on from there.
     """
     clock = Clock()
-    asked = _check_input(settings)
+    queries = _check_input(settings)
     with clock.stage("start"):
         connect(settings.cluster)
         require_shared(_list_places(settings), settings.cluster)
         require("distill", cpus=_logical_cpus(settings), cluster=settings.cluster)
         base_url = start_http(settings.cluster)
     _keep_prompt(settings.task)
-    manifest, reference = _ask_teacher(settings, asked, clock)
+    manifest, reference = _ask_teacher(settings, queries, clock)
     with clock.stage("train"):
         version = train.run(settings.train, cluster=settings.cluster)
     with clock.stage("serve"):
@@ -126,8 +127,8 @@ def run(settings: Settings) -> dict[str, Any]:
     return report
 
 
-def _check_input(settings: Settings) -> list[Query]:
-    """Return the queries to ask; what can be wrong is found before anything is started."""
+def _check_input(settings: Settings) -> Queries:
+    """Return the queries to ask for training; what can be wrong is found before anything is started."""
     task_config = settings.task
     if settings.models_uri != absolute(join(task_config.storage, "models", task_config.name)):
         raise ConfigError(
@@ -137,15 +138,23 @@ def _check_input(settings: Settings) -> list[Query]:
     check_storage("task.storage", task_config.storage)
     train.check_places(settings.train)
     load_prompt(task_config.prompt)
-    asked, held_out = split_queries(read_queries(task_config.queries))
-    if len(held_out) < settings.evaluate.num_queries:
+    num_held_out = num_queries = 0
+    for query in iter_queries(task_config.queries):
+        num_queries += 1
+        num_held_out += is_held_out(query)
+    if num_held_out < settings.evaluate.num_queries:
         raise ConfigError(
-            f"evaluate.num_queries is {settings.evaluate.num_queries}, but only {len(held_out)} of the "
-            f"{len(asked) + len(held_out)} queries in {task_config.queries} are held out: add queries or ask for fewer."
+            f"evaluate.num_queries is {settings.evaluate.num_queries}, but only {num_held_out} of the "
+            f"{num_queries} queries in {task_config.queries} are held out: add queries or ask for fewer."
         )
-    data_plan.make_plan(settings.create_data, asked)
+
+    def iter_side(held_out: bool) -> Iterator[Query]:
+        return (query for query in iter_queries(task_config.queries) if is_held_out(query) == held_out)
+
+    queries = Queries(given=lambda: iter_side(False), apart=lambda: iter_side(True))
+    data_plan.make_plan(settings.create_data, queries)
     train.check_model(settings.train)
-    return asked
+    return queries
 
 
 def _list_places(settings: Settings) -> list[Place]:
@@ -165,20 +174,20 @@ def _keep_prompt(task_config: task.TaskConfig) -> None:
 
 def _logical_cpus(settings: Settings) -> int:
     """Return the CPUs that the largest stage holds: an engine's replica 2, an ingress 1, actors and workers 1 each."""
-    teacher = 2 * settings.teacher.num_replicas + 1 + settings.create_data.num_actors + 3
+    teacher = create_data.logical_cpus(settings.create_data, settings.teacher)
     training = settings.train.num_workers + 1
-    return max(teacher, training, 2 * settings.student.num_replicas + 1)
+    return max(teacher, training, 2 * settings.student.max_replicas + 1)
 
 
-def _ask_teacher(settings: Settings, asked: list[Query], clock: Clock) -> "tuple[Manifest, Reference]":
+def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[Manifest, Reference]":
     """Create the data and collect the teacher's answers on held-out queries; the teacher is up only here.
 
     Where an earlier run has both already, no teacher is started.
     """
     reference, differing = evaluate.find_reference(settings.evaluate, settings.task)
-    if reference is not None and not differing and data_plan.is_answered(settings.create_data, asked):
+    if reference is not None and not differing and _is_answered(settings, queries):
         with clock.stage("create_data"):
-            return create_data.run(settings.create_data, queries=asked), reference
+            return create_data.run(settings.create_data, queries=queries), reference
     from raydistill.teacher import app
 
     with clock.stage("teacher_start"), show_stage("teacher: starting"):
@@ -187,7 +196,7 @@ def _ask_teacher(settings: Settings, asked: list[Query], clock: Clock) -> "tuple
     try:
         with clock.stage("create_data"):
             manifest = create_data.run(
-                settings.create_data, handle, asked, engine=settings.teacher, cluster=settings.cluster
+                settings.create_data, handle, queries, engine=settings.teacher, cluster=settings.cluster
             )
         with clock.stage("reference"), show_stage("teacher: held-out answers"):
             reference = evaluate.collect(
@@ -198,6 +207,11 @@ def _ask_teacher(settings: Settings, asked: list[Query], clock: Clock) -> "tuple
     finally:
         app.stop(application[0])
     return manifest, reference
+
+
+def _is_answered(settings: Settings, queries: Queries) -> bool:
+    plan = data_plan.make_plan(settings.create_data, queries)
+    return data_plan.is_answered(plan, settings.create_data.retry_failed)
 
 
 def _counts(manifest: Manifest) -> dict[str, Any]:

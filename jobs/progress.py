@@ -1,10 +1,19 @@
-"""One line for a stage that has no rows to count: what is going on, and how long it took."""
+"""One line for what is going on: how long a stage took, or how far asking is."""
 
 import contextlib
+import datetime
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from raydistill.core.records import Manifest
+
+LOG_SECONDS = 30.0
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -15,3 +24,60 @@ def show_stage(what: str) -> Iterator[None]:
     with console.status(what):
         yield
     console.print(f"{what}: {time.monotonic() - start:.0f} s")
+
+
+@contextlib.contextmanager
+def show_asking(num_rows: int, cost: Callable[[dict[str, int]], float] | None) -> Iterator[Callable[[Manifest], None]]:
+    """Give a function that takes the manifest of a dataset on its way and says in one line how far it is.
+
+    On a terminal the line stays in place; elsewhere there is a new one every LOG_SECONDS.
+
+    Args:
+        num_rows: (query, sample)s that are asked now.
+        cost: of tokens; None where there are no prices.
+    """
+    line = _AskingLine(num_rows, cost)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield line.log
+        return
+    with Live(console=console, refresh_per_second=2, transient=False) as live:
+        yield lambda manifest: live.update(Text(line.describe(manifest), no_wrap=True, overflow="ellipsis"))
+
+
+class _AskingLine:
+    """Knows when asking began and with what, so that rates are of this run."""
+
+    def __init__(self, num_rows: int, cost: Callable[[dict[str, int]], float] | None) -> None:
+        self._num_rows = num_rows
+        self._cost = cost
+        self._start = self._last_log = time.monotonic()
+        self._before: Manifest | None = None
+
+    def describe(self, manifest: Manifest) -> str:
+        """Return rows, rates, kept, dropped, cost and the time left."""
+        first = self._before = self._before or manifest
+        seconds = max(1e-3, time.monotonic() - self._start)
+        counts = manifest.counts
+        rows = counts["answered"] - first.counts["answered"]
+        tokens = manifest.tokens["completion"] - first.tokens["completion"]
+        left = (self._num_rows - rows) / (rows / seconds) if rows else None
+        parts = [
+            f"asked {rows}/{self._num_rows}",
+            f"{rows / seconds:.3g} rows/s",
+            f"{tokens / seconds:.0f} tokens/s",
+            f"kept {counts['kept']}",
+            f"dropped {sum(counts['dropped'].values())}",
+        ]
+        if self._cost is not None:
+            parts.append(f"cost {self._cost(manifest.tokens):.4g}")
+        if left is not None:
+            parts.append(f"{datetime.timedelta(seconds=round(left))} left")
+        return "  ".join(parts)
+
+    def log(self, manifest: Manifest) -> None:
+        """Log the line where the last one is LOG_SECONDS ago."""
+        text = self.describe(manifest)
+        if time.monotonic() - self._last_log >= LOG_SECONDS:
+            self._last_log = time.monotonic()
+            logger.info("%s", text)

@@ -79,19 +79,20 @@ def read_status(url: str) -> dict[str, Any]:
     return httpx.get(f"{url}/status", headers=headers, timeout=30).raise_for_status().json()
 
 
-def wait_for_version(url: str, alias: str, version: Version) -> None:
-    """Wait until the student serves a version under an alias.
+def wait_for_version(url: str, alias: str, version: Version, timeout_seconds: float = WAIT_SECONDS) -> None:
+    """Wait until every replica of the student serves a version under an alias.
 
     Args:
         url: of the student's front.
         alias: like "triage/candidate".
         version: what the alias was moved to.
+        timeout_seconds: how long to wait at most.
 
     Raises:
-        ServiceError: it was refused, with the reason, or did not come in time.
+        ServiceError: a replica refused it, with the reason, or it did not come in time.
     """
     wanted, label = f"{version.name}/{version.label}@{version.content_digest}", f"{version.name}/{version.label}"
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + timeout_seconds
     while True:
         try:
             status: dict[str, Any] = read_status(url)
@@ -102,9 +103,17 @@ def wait_for_version(url: str, alias: str, version: Version) -> None:
         if label in status.get("refused", {}):
             raise ServiceError(f"the student refused {label}: {status['refused'][label]}")
         if time.monotonic() > deadline:
-            detail = status.get("storage_error") or f"{alias} is {status.get('aliases', {}).get(alias, 'not served')}"
-            raise ServiceError(f"the student did not serve {wanted} within {WAIT_SECONDS} s: {detail}.")
+            detail = status.get("storage_error") or _describe_alias(status, alias)
+            raise ServiceError(f"the student did not serve {wanted} within {timeout_seconds:g} s: {detail}.")
         time.sleep(0.2)
+
+
+def _describe_alias(status: dict[str, Any], alias: str) -> str:
+    """Return what each replica serves under an alias, in one sentence's part."""
+    served = [replica.get("aliases", {}).get(alias, "not served") for replica in status.get("replicas") or [status]]
+    return f"{alias} is " + " and ".join(
+        f"{name} on {served.count(name)} of {len(served)}" for name in dict.fromkeys(served)
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -120,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
         connect(cluster)
         places = [("task.storage", found.storage), *model_places("student_model", found.student_model)]
         require_shared(places, cluster)
-        require("serve", cpus=2 * student.num_replicas + 1, cluster=cluster)
+        require("serve", cpus=2 * student.max_replicas + 1, cluster=cluster)
         url = start_student(found, student, cluster, start_http(cluster))
         status = read_status(url)
         for alias, exact in status["aliases"].items():

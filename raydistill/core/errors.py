@@ -21,8 +21,20 @@ class StorageError(RaydistillError, OSError):
     """An object store or a folder did not do what was asked."""
 
 
+class UnavailableError(StorageError):
+    """An object store does not answer, or says that it cannot now; later it may."""
+
+
 class DatasetError(RaydistillError, ValueError):
     """A dataset is unfinished, unreadable, or not what its manifest says."""
+
+
+class QualityError(RaydistillError, ValueError):
+    """Too few of the teacher's answers can be used."""
+
+
+class BudgetError(RaydistillError, RuntimeError):
+    """What was asked so far has cost as much as it may."""
 
 
 class VerificationError(RaydistillError, ValueError):

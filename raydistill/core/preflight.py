@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from raydistill.core import s3, storage
@@ -40,10 +41,48 @@ def check_storage(key: str, uri: str, read_only: bool = False) -> None:
         raise ConfigError(f"{key}: {error.args[0]}") from error
 
 
+@functools.cache
+def check_conditional_writes(uri: str) -> None:
+    """Refuse an object store that overwrites where it must not; asked once for each place in a process.
+
+    What `check_storage` looks at too; here for a writer that cannot know whether anybody has called that.
+
+    Raises:
+        StorageError: the store ignores If-None-Match or If-Match, or does not answer.
+    """
+    place = absolute(uri)
+    if not is_remote(place):
+        return
+    probe, target = _name_probe(place)
+    put = functools.partial(s3.client().put_object, **target, Body=PROBE)
+    with _deleted_afterwards(s3.client(), target, probe):
+        with s3.errors(place):
+            etag = put()["ETag"].strip('"')
+        _check_conditions(put, etag, place)
+
+
+def _name_probe(place: str) -> tuple[str, dict[str, str]]:
+    """Return the URI of an object that nobody else writes, and how boto3 names it."""
+    bucket = place.removeprefix("s3://").partition("/")[0]
+    probe = join(place, f".raydistill-probe-{uuid.uuid4().hex}")
+    return probe, {"Bucket": bucket, "Key": probe.removeprefix(f"s3://{bucket}/")}
+
+
+@contextlib.contextmanager
+def _deleted_afterwards(client: Any, target: dict[str, str], probe: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:  # even a PUT that failed may have been done: only its answer was lost
+        with contextlib.suppress(RaydistillError), s3.errors(probe):
+            client.delete_object(**target)
+        raise
+    with s3.errors(probe):
+        client.delete_object(**target)
+
+
 def _check_store(place: str, read_only: bool) -> None:
     bucket, _, key = place.removeprefix("s3://").partition("/")
-    probe = join(place, f".raydistill-probe-{uuid.uuid4().hex}")
-    target = {"Bucket": bucket, "Key": probe.removeprefix(f"s3://{bucket}/")}
+    probe, target = _name_probe(place)
     with s3.errors(place):
         client = s3.make_client(CONNECT_SECONDS, READ_SECONDS, ATTEMPTS)
         listing = client.list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
@@ -53,14 +92,8 @@ def _check_store(place: str, read_only: bool) -> None:
         with contextlib.suppress(NotFoundError), s3.errors(place):
             client.get_object(**target)
         return
-    try:
+    with _deleted_afterwards(client, target, probe):
         _check_objects(client, target, place, probe)
-    except BaseException:  # even a PUT that failed may have been done: only its answer was lost
-        with contextlib.suppress(RaydistillError), s3.errors(probe):
-            client.delete_object(**target)
-        raise
-    with s3.errors(probe):
-        client.delete_object(**target)
 
 
 def _check_objects(client: Any, target: dict[str, str], place: str, probe: str) -> None:
@@ -80,6 +113,10 @@ def _check_objects(client: Any, target: dict[str, str], place: str, probe: str) 
         ) from error
     if content != PROBE:
         raise StorageError(f"{place}: the store gave back other bytes than were written. Use another store.")
+    _check_conditions(put, etag, place)
+
+
+def _check_conditions(put: Any, etag: str, place: str) -> None:
     for header, condition in (("If-None-Match", {"IfNoneMatch": "*"}), ("If-Match", {"IfMatch": WRONG_ETAG})):
         if _is_written(put, condition, place):
             raise StorageError(

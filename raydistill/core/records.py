@@ -28,6 +28,7 @@ DROP_REASONS = (  # in the order in which an answer is looked at
     "unjudged",
     "low_score",
     "duplicate",
+    "near_duplicate",  # a query that resembles another one: not asked
 )
 
 
@@ -117,12 +118,18 @@ class TokenResult:
 
 @dataclass(frozen=True)
 class Answer:
-    """The teacher's answer to one (query, sample), good or bad: one row of the ledger."""
+    """The teacher's answer to one (query, sample), good or bad: one row of the ledger.
+
+    Attributes:
+        turn: which user turn of the query it answers, where every one is answered; else 0.
+        messages: the query's, without P, up to the user's turn that is answered.
+    """
 
     id: str
     query_id: str
     sample_index: int
-    messages: list[Message]  # the query's, without P
+    turn: int
+    messages: list[Message]
     text: str
     tokens: list[int]
     finish_reason: str
@@ -150,9 +157,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Drop:
-    """One answer that is not in the dataset, and why."""
+    """One answer that is not in the dataset, or one query that was not asked, and why."""
 
-    id: str  # the answer's
+    id: str | None  # the answer's; None where nothing was asked
     query_id: str
     sample_index: int
     reason: str  # one of DROP_REASONS
@@ -165,6 +172,7 @@ class Shard:
 
     uri: str  # relative to the dataset's folder
     rows: int
+    size_bytes: int
     sha256: str
 
 
@@ -177,7 +185,7 @@ class Manifest:
     prompt_digest: str
     teacher: dict[str, str]  # model, revision, tokenizer_digest, template_digest
     sampling: dict[str, Any]
-    counts: dict[str, Any]  # asked, kept, dropped {reason: n}
+    counts: dict[str, Any]  # asked, answered, kept, dropped {reason: n}
     tokens: dict[str, int]  # prompt, cached, completion
     shards: list[Shard] = field(default_factory=list)
     drops: list[Shard] = field(default_factory=list)

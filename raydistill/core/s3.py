@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from raydistill.core.errors import ConfigError, ConflictError, NotFoundError, RaydistillError, StorageError
+from raydistill.core.errors import (
+    ConfigError,
+    ConflictError,
+    NotFoundError,
+    RaydistillError,
+    StorageError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     import boto3
@@ -22,6 +29,7 @@ _RIGHTS = {
     "PutObject": "write",
     "DeleteObject": "delete",
 }
+_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "503"}
 _BAD_KEYS = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -77,7 +85,8 @@ def make_client(connect_seconds: float, read_seconds: float, attempts: int) -> A
 @contextlib.contextmanager
 def errors(uri: str) -> Iterator[None]:
     """Turn what boto3 raises about a place into our errors, which say what to do next."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
     from botocore.parsers import ResponseParserError
 
     try:
@@ -88,15 +97,22 @@ def errors(uri: str) -> Iterator[None]:
         raise StorageError(describe_stranger(uri, "something that is not S3's XML")) from error
     except RecursionError as error:  # boto3 asks a server that redirects everything where its bucket is, and so on
         raise StorageError(describe_stranger(uri, "a redirect (should it be https?)")) from error
+    except (HTTPClientError, IncompleteReadError, S3UploadFailedError) as error:
+        raise UnavailableError(_describe_absence(uri, error)) from error
     except BotoCoreError as error:
-        raise StorageError(
-            f"{uri}: the object store cannot be used: {error}. Check AWS_ENDPOINT_URL (is the store up, and can this "
-            "machine reach it?), AWS_PROFILE and the credentials."
-        ) from error
+        raise StorageError(_describe_absence(uri, error)) from error
+
+
+def _describe_absence(uri: str, error: Exception) -> str:
+    return (
+        f"{uri}: the object store cannot be used: {error}. Check AWS_ENDPOINT_URL (is the store up, and can this "
+        "machine reach it?), AWS_PROFILE and the credentials."
+    )
 
 
 def _explain(uri: str, error: Any) -> RaydistillError:
     code = error.response.get("Error", {}).get("Code", "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     what = error.operation_name
     if code in ("NoSuchKey", "NotFound") or (code == "404" and what in ("GetObject", "HeadObject")):
         return NotFoundError(f"{uri} does not exist.")
@@ -122,6 +138,8 @@ def _explain(uri: str, error: Any) -> RaydistillError:
             f"{uri}: {_endpoint()} does not accept the credentials ({code}). Check AWS_ACCESS_KEY_ID, AWS_PROFILE, "
             "the region and this machine's clock."
         )
+    if code in _BUSY or (status in (500, 502, 503, 504) and not code.isdigit()):
+        return UnavailableError(f"{uri}: {_endpoint()} cannot do {what} now ({code}).")
     if code in ("NotImplemented", "501"):
         return StorageError(
             f"{uri}: {_endpoint()} does not know all of {what} (conditional writes, most likely). Use another store."

@@ -5,20 +5,24 @@ Nothing half-written is ever visible under its final name.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raydistill.core.errors import ConflictError, NotFoundError, StorageError
+from raydistill.core.errors import ConflictError, NotFoundError, StorageError, VerificationError
 from raydistill.core.s3 import client as _s3
 from raydistill.core.s3 import errors as _s3_errors
 from raydistill.core.uris import is_remote
 
 ABSENT = ""  # as `if_match`: the object must not exist yet
+# What a file system without hard links answers to link(): FAT and some mounts of an object store.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -26,20 +30,29 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def read(uri: str) -> tuple[bytes, str]:
+def read(uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
     """Return an object's bytes and its etag.
+
+    Args:
+        uri: where.
+        max_bytes: a larger object is refused before its content is read; None reads any.
 
     Raises:
         NotFoundError: there is no such object.
+        VerificationError: it is larger than max_bytes.
         StorageError: the store did not answer, or refused.
     """
     if is_remote(uri):
         bucket, key = _split(uri)
         with _s3_errors(uri):
             answer = _s3().get_object(Bucket=bucket, Key=key)
-            return answer["Body"].read(), answer["ETag"].strip('"')
+            with contextlib.closing(answer["Body"]) as body:
+                _check_size(uri, answer["ContentLength"], max_bytes)
+                return body.read(), answer["ETag"].strip('"')
     try:
-        data = Path(uri).read_bytes()
+        with Path(uri).open("rb") as file:
+            _check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
+            data = file.read()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise NotFoundError(f"{uri} does not exist.") from error
     except OSError as error:
@@ -47,9 +60,14 @@ def read(uri: str) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
-def read_bytes(uri: str) -> bytes:
+def _check_size(uri: str, size_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise VerificationError(f"{uri} holds {size_bytes} bytes; at most {max_bytes} are read of it.")
+
+
+def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
     """Return an object's bytes; see `read`."""
-    return read(uri)[0]
+    return read(uri, max_bytes)[0]
 
 
 def exists(uri: str) -> bool:
@@ -99,6 +117,8 @@ def _write_local(path: Path, data: bytes, if_match: str | None) -> str:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if if_match == ABSENT and _create(temporary, path):
+            return hashlib.sha256(data).hexdigest()
         with _locked(path) if if_match is not None else contextlib.nullcontext():
             if if_match is not None:
                 _check_etag(path, if_match)
@@ -108,6 +128,22 @@ def _write_local(path: Path, data: bytes, if_match: str | None) -> str:
     finally:
         temporary.unlink(missing_ok=True)
     return hashlib.sha256(data).hexdigest()
+
+
+def _create(temporary: Path, path: Path) -> bool:
+    """Give a whole file its final name unless that is taken; False where the file system has no hard links.
+
+    One step, and one that holds between machines too, where locks on a shared mount may not.
+    """
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError as error:
+        raise ConflictError(f"{path} was written by somebody else: read it and retry.") from error
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
+    return True
 
 
 @contextlib.contextmanager
@@ -175,12 +211,36 @@ def delete(uri: str) -> None:
         with _s3_errors(uri):
             _s3().delete_object(Bucket=bucket, Key=key)
         return
-    Path(uri).unlink(missing_ok=True)
+    try:
+        Path(uri).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be deleted: {error.strerror}.") from error
 
 
 def download(uri: str, target: Path) -> None:
     """Copy one object to a local file, which appears only when it is whole."""
     _write_local(target, read_bytes(uri), None)
+
+
+def upload(file: Path, uri: str) -> None:
+    """Copy a local file of any size to a URI, where it appears only when it is whole."""
+    if is_remote(uri):
+        bucket, key = _split(uri)
+        with _s3_errors(uri):
+            _s3().upload_file(str(file), bucket, key)
+        return
+    path = Path(uri)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, temporary)
+        with temporary.open("rb+") as copy:
+            os.fsync(copy.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def upload_dir(folder: Path, uri: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from raydistill.core.errors import ConfigError
 
 MODEL_SCHEMES = ("raydistill://", "tinker://")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def is_remote(uri: str) -> bool:
@@ -44,7 +44,7 @@ def absolute(uri: str) -> str:
 
 def check_name(name: str) -> str:
     """Return a model's, alias's or task's name, or raise ConfigError where it could not be a folder's."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} is no usable name: use letters, digits, '.', '_' and '-', "
             "64 at most, the first a letter or a digit."

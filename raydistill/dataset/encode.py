@@ -1,7 +1,7 @@
 """From an Example to the token ids a trainer uses, and which examples are raw or for validation."""
 
 import hashlib
-from typing import Protocol
+from typing import Any
 
 from raydistill.core.prompts import student_messages
 from raydistill.core.records import Example
@@ -11,16 +11,8 @@ VALIDATION_SHARE = 0.05
 VALIDATION_MINIMUM = 8
 
 
-class Tokenizer(Protocol):
-    """What this room needs of a tokenizer."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Return a text's token ids."""
-        ...
-
-
 def encode_examples(
-    examples: list[Example], tokenizer: Tokenizer, renderer_name: str = "chat", raw_fraction: float = 0.1
+    examples: list[Example], tokenizer: Any, renderer_name: str = "chat", raw_fraction: float = 0.1
 ) -> list[tuple[list[int], list[int]]]:
     """Return (prompt token ids, target token ids) of each example, in order; see `encode_example`.
 
@@ -31,14 +23,11 @@ def encode_examples(
         raw_fraction: about which share of the examples shows the query without the chat template.
     """
     renderer, raw_renderer = get_renderer(renderer_name, tokenizer), get_renderer("raw", tokenizer)
-    return [
-        encode_example(example, renderer, raw_renderer, is_raw(example.id, raw_fraction), tokenizer)
-        for example in examples
-    ]
+    return [encode_example(example, renderer, raw_renderer, is_raw(example.id, raw_fraction)) for example in examples]
 
 
 def encode_example(
-    example: Example, renderer: Renderer, raw_renderer: Renderer | None, raw: bool, tokenizer: Tokenizer
+    example: Example, renderer: Renderer, raw_renderer: Renderer | None, raw: bool
 ) -> tuple[list[int], list[int]]:
     """Return an example's prompt token ids (without P) and its target token ids, the stop token included.
 
@@ -50,7 +39,6 @@ def encode_example(
         renderer: of the student's model.
         raw_renderer: the "raw" renderer, for rows that show the query without a chat template.
         raw: whether this is such a row. A conversation of several turns has no raw form and stays a chat.
-        tokenizer: the student's, for a text without tokens.
     """
     messages = student_messages(example.messages)
     if raw and raw_renderer is not None and len(messages) == 1:
@@ -59,8 +47,7 @@ def encode_example(
         prompt = renderer.build_generation_prompt(messages)
     if example.response_tokens is not None:
         return prompt.to_ints(), list(example.response_tokens)
-    text_tokens = tokenizer.encode(example.response, add_special_tokens=False)
-    return prompt.to_ints(), [*text_tokens, renderer.get_stop_sequences()[0]]
+    return prompt.to_ints(), renderer.encode_response(example.response)
 
 
 def _position(kind: str, identifier: str) -> float:

@@ -1,106 +1,145 @@
-"""The keep pass over a dataset's ledger: examples, drops and the finished manifest. It asks nothing."""
+"""The keep pass over a dataset's ledger: examples, drops and the finished manifest. It asks nothing.
 
+It goes through the ledger object by object: of the whole it holds some 40 bytes a row.
+"""
+
+import contextlib
 import dataclasses
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raydistill.core import storage
-from raydistill.core.answers import answer_from_row
-from raydistill.core.errors import DatasetError
-from raydistill.core.records import Answer, Drop, Example, Manifest, Shard
+from raydistill.core.errors import QualityError
+from raydistill.core.records import Manifest
 from raydistill.core.uris import join
-from raydistill.dataset.export import export_jsonl
-from raydistill.dataset.keep import Origin, keep
-from raydistill.dataset.layout import DROP_SCHEMA, EXAMPLE_SCHEMA, drop_to_row, example_to_row, write_shard
-from raydistill.dataset.ledger import best_rows, read_ledger
+from raydistill.dataset.export import JsonlExport
+from raydistill.dataset.keep import LEAST, Origin, keep_table
+from raydistill.dataset.layout import read_table
+from raydistill.dataset.ledger import choose_compaction, clean, compact, count_tokens, find_unnamed, replace_shards
+from raydistill.dataset.pick import pick_rows
 from raydistill.dataset.read import read_manifest_and_etag
+from raydistill.dataset.rules import Rules
+from raydistill.dataset.shards import ShardWriter
+from raydistill.dataset.sieve import Sieve, Terms, make_sieve
 from raydistill.dataset.write import put_manifest
-
-ROWS_PER_SHARD = 10_000
 
 logger = logging.getLogger(__name__)
 
 
-def finish_dataset(folder: str, asked: list[str], draft: Manifest, output: str) -> Manifest:
+def finish_dataset(
+    folder: str, asked: np.ndarray, draft: Manifest, output: str, terms: Terms | None = None
+) -> Manifest:
     """Write the examples and drops of the ledger, export a `.jsonl` output, and put the finished manifest last.
 
     Args:
         folder: the dataset's.
-        asked: the answer ids that make up the dataset, in its order; the ledger may hold more.
+        asked: packed ids (see core.idset) of the (query, sample)s of the dataset; the ledger may hold more.
         draft: the manifest so far.
         output: the folder itself, or the `.jsonl` file that was asked for.
+        terms: by default all that are no faults of an answer are kept.
 
     Raises:
-        DatasetError: the ledger lacks rows that were asked, or not one answer is usable; the manifest stays unfinished.
+        DatasetError: the ledger lacks rows that were asked; the manifest stays unfinished.
+        QualityError: not one answer is usable, or too many were dropped; the manifest names what was kept and what was
+            dropped, and stays unfinished.
         ConflictError: another create_data is writing to this dataset.
     """
-    _, etag = read_manifest_and_etag(folder)
-    ledger, answers = read_ledger(folder)
-    examples, drops, tokens = _sort(_pick(ledger, asked, folder), draft)
-    dropped = dict(Counter(drop.reason for drop in drops))
-    assert len(asked) == len(examples) + len(drops), "every row asked is kept or dropped"
-    if dropped:
-        logger.warning("%s: of %d answers, dropped: %s.", folder, len(asked), dropped)
-    if not examples:
-        detail = drops[0].detail or drops[0].reason
-        raise DatasetError(
-            f"{folder}: not one of {len(asked)} answers is usable ({dropped}; the first: {detail}). "
-            "Mend that; failed rows are asked again with retry_failed=true, others in a new output_file."
-        )
-    manifest = dataclasses.replace(
-        draft,
-        finished=True,
-        counts={**draft.counts, "asked": len(asked), "answered": len(asked), "kept": len(examples), "dropped": dropped},
-        tokens=tokens,
-        shards=_write_shards(folder, "part", [example_to_row(example) for example in examples], EXAMPLE_SCHEMA),
-        drops=_write_shards(folder, "drops", [drop_to_row(drop) for drop in drops], DROP_SCHEMA),
-        answers=answers,
-    )
-    if output != folder:
-        export_jsonl(examples, output)
+    terms = terms or Terms()
+    manifest, etag = read_manifest_and_etag(folder)
+    shards = [*manifest.answers, *(commit.shard for commit in find_unnamed(folder, manifest.answers, Origin.of(draft)))]
+    while joined := choose_compaction(shards, at_end=True):
+        shards = replace_shards(shards, joined, compact(folder, joined))
+    asked = np.sort(asked)
+    with JsonlExport(output) if output != folder else contextlib.nullcontext() as export:
+        sieve = make_sieve(folder, draft, terms, lambda: pick_rows(folder, shards, asked))
+        sorted_out = _sort_out(folder, pick_rows(folder, shards, asked), sieve, export)
+        counts = {**draft.counts, **sorted_out.pop("counts")}
+        fault = _find_fault(counts, terms.max_dropped_share)
+        manifest = dataclasses.replace(draft, finished=fault is None, counts=counts, answers=shards, **sorted_out)
+        if export is not None and fault is None:
+            export.publish()
     put_manifest(folder, manifest, etag)
     _delete_old_shards(folder, manifest)
+    clean(folder, shards)
+    if fault is not None:
+        raise QualityError(f"{folder}: {fault} {_show_drops(read_table(folder, manifest.drops[0]))}")
+    if counts["dropped"]:
+        logger.warning("%s: of %d answers, dropped: %s.", folder, counts["asked"], counts["dropped"])
     return manifest
 
 
-def _pick(ledger: pa.Table, asked: list[str], folder: str) -> pa.Table:
-    """Return one row for each id, in the order asked: ids that the ledger holds twice count once."""
-    best = best_rows(ledger)
-    missing = sum(identifier not in best for identifier in asked)
-    if missing:
-        raise DatasetError(f"{folder}: {missing} of {len(asked)} answers are not there. Run the same command again.")
-    return ledger.take(pa.array([best[identifier] for identifier in asked], pa.int64()))
+def _sort_out(folder: str, tables: Iterator[pa.Table], sieve: Sieve, export: JsonlExport | None) -> dict[str, Any]:
+    """Write what is kept and what is dropped; return the manifest's fields that follow from it."""
+    examples, drops = ShardWriter(folder, "part-{}.parquet"), ShardWriter(folder, "drops-{}.parquet")
+    tokens = Counter({"prompt": 0, "cached": 0, "completion": 0})
+    reasons: Counter[str] = Counter()
+    for answers in tables:
+        tokens.update(count_tokens(answers))
+        kept, dropped = sieve.sort_out(answers.sort_by("id"))
+        assert answers.num_rows == kept.num_rows + dropped.num_rows, "every row asked is kept or dropped"
+        reasons.update(dropped["reason"].to_pylist())
+        examples.add(kept)
+        drops.add(dropped)
+        if export is not None:
+            export.add(kept)
+    num_rows = examples.rows + drops.rows
+    drops.add(sieve.not_asked())
+    counts = {"asked": num_rows, "answered": num_rows, "kept": examples.rows, "dropped": dict(reasons)}
+    return {"counts": counts, "tokens": dict(tokens), "shards": examples.close(), "drops": drops.close()}
 
 
-def _sort(rows: pa.Table, draft: Manifest) -> tuple[list[Example], list[Drop], dict[str, int]]:
-    """Return what is kept, what is dropped, and the sums of tokens."""
-    origin = Origin(f"{draft.teacher['model']}@{draft.teacher['revision']}", draft.prompt_digest)
-    examples: list[Example] = []
-    drops: list[Drop] = []
-    tokens = {"prompt": 0, "cached": 0, "completion": 0}
-    for batch in rows.to_batches(ROWS_PER_SHARD):
-        for row in batch.to_pylist():
-            answer = answer_from_row(row)
-            _count_tokens(tokens, answer)
-            verdict = keep(answer, origin)
-            if isinstance(verdict, Example):
-                examples.append(verdict)
-            else:
-                drops.append(verdict)
-    return examples, drops, tokens
+def _find_fault(counts: dict[str, Any], max_dropped_share: float) -> str | None:
+    dropped = counts["asked"] - counts["kept"]
+    if not counts["kept"]:
+        return (
+            f"not one of {counts['asked']} answers is usable. Mend that; failed rows are asked again with "
+            "retry_failed=true, others in a new output_file."
+        )
+    if dropped > max_dropped_share * counts["asked"]:
+        return (
+            f"{dropped} of {counts['asked']} answers were dropped, which is more than max_dropped_share="
+            f"{max_dropped_share:g}. What was kept stays; mend the reasons, or raise max_dropped_share, and run the "
+            "same command again: it asks nothing twice (failed rows with retry_failed=true)."
+        )
+    return None
 
 
-def _count_tokens(tokens: dict[str, int], answer: Answer) -> None:
-    tokens["prompt"] += answer.usage.prompt_tokens
-    tokens["cached"] += answer.usage.cached_tokens
-    tokens["completion"] += answer.usage.completion_tokens
+def _show_drops(drops: pa.Table) -> str:
+    """Return the reasons of drops, the most frequent first, each with one detail."""
+    reasons, details = drops["reason"].to_pylist(), drops["detail"].to_pylist()
+    examples = dict(zip(reversed(reasons), reversed(details), strict=True))
+    lines = [f"\n  {number:>8} {reason}: {examples[reason]}" for reason, number in Counter(reasons).most_common()]
+    return "Dropped:" + "".join(lines)
 
 
-def _write_shards(folder: str, prefix: str, rows: list[dict], schema: pa.Schema) -> list[Shard]:
-    starts = range(0, len(rows), ROWS_PER_SHARD)
-    return [write_shard(folder, prefix, rows[start : start + ROWS_PER_SHARD], schema) for start in starts]
+def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: int, rules: Rules = LEAST) -> None:
+    """Refuse to go on where too few of the first answers can be used.
+
+    Args:
+        folder: the dataset's.
+        manifest: names the ledger's objects.
+        asked: sorted packed ids of the first (query, sample)s.
+        min_kept: of their answers.
+        rules: what an answer must be; a judge is not asked yet.
+
+    Raises:
+        QualityError: shows what was dropped.
+    """
+    origin, rules = Origin.of(manifest), dataclasses.replace(rules, threshold=None)
+    found = [keep_table(answers, origin, rules) for answers in pick_rows(folder, manifest.answers, asked)]
+    num_kept = sum(examples.num_rows for examples, _ in found)
+    if num_kept < min_kept:
+        drops = pa.concat_tables([drops for _, drops in found])
+        raise QualityError(
+            f"{folder}: of the first {num_kept + drops.num_rows} answers {num_kept} can be used, smoke_min_kept is "
+            f"{min_kept}; nothing more was asked. Mend the reasons (P, max_tokens, the rules), then run the same "
+            f"command again: what is answered is not asked again. {_show_drops(drops)}"
+        )
 
 
 def _delete_old_shards(folder: str, manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from raydistill.core.records import Answer, Drop, Example
+from raydistill.core.records import Answer, Drop, Example, Manifest
 from raydistill.core.topk import TOP_IDS, TOP_LOGPROBS
 from raydistill.dataset.judge import Judgement, find_low_score
 from raydistill.dataset.layout import DROP_SCHEMA, EXAMPLE_SCHEMA
@@ -27,6 +27,11 @@ class Origin:
 
     teacher: str  # model and revision
     prompt_digest: str
+
+    @classmethod
+    def of(cls, draft: Manifest) -> "Origin":
+        """Return what a dataset's manifest says of all its answers."""
+        return cls(f"{draft.teacher['model']}@{draft.teacher['revision']}", draft.prompt_digest)
 
 
 def keep(answer: Answer, origin: Origin, rules: Rules = LEAST, judgement: Judgement | None = None) -> Example | Drop:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from raydistill.core import storage
 from raydistill.core.errors import DatasetError
 from raydistill.core.records import Drop, Example, Shard
-from raydistill.core.topk import read_rows, top_fields
+from raydistill.core.topk import parquet_options, read_rows, top_fields
 from raydistill.core.uris import join
 
 MANIFEST = "manifest.json"
@@ -70,15 +70,21 @@ def drop_to_row(drop: Drop) -> dict[str, Any]:
     return dataclasses.asdict(drop)
 
 
-def write_shard(folder: str, prefix: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Shard:
-    """Write rows as one Parquet object, named by its content, in one step; returns its entry for the manifest."""
+def write_table(folder: str, name: str, table: pa.Table) -> Shard:
+    """Write a table as one Parquet object, in one step; returns its entry for the manifest.
+
+    Args:
+        folder: the dataset's.
+        name: of the object; where it holds `{}`, a digest of the content stands there.
+        table: at least one row.
+    """
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", **parquet_options(table.schema))
     data = buffer.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
-    name = f"{prefix}-{sha256[:16]}.parquet"
+    name = name.format(sha256[:16])
     storage.write_bytes(join(folder, name), data)
-    return Shard(uri=name, rows=len(rows), sha256=sha256)
+    return Shard(uri=name, rows=table.num_rows, size_bytes=len(data), sha256=sha256)
 
 
 def read_table(folder: str, shard: Shard) -> pa.Table:

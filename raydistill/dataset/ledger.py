@@ -1,92 +1,225 @@
-"""The answers ledger: append-only Parquet of every Answer, written by Ray Data with a checkpoint of its own.
+"""The answers ledger: append-only Parquet of every Answer.
 
-Ray Data writes an object's ids to `checkpoint/NAME.pending.parquet`, then the object, then renames the ids to
-`checkpoint/NAME.parquet`. So an object of `answers/` counts once its checkpoint is there: a truncated one
-(a writer that died, or raised, in the middle) never does, and its rows are asked again.
+An asking actor writes each commit as one object into `answers/new/`, in one step, and the driver names it in the
+manifest; `compact` joins these small objects into large ones in `answers/`. An object in `answers/new/` that the
+manifest does not name was written just before a kill: it counts, and is found by listing that folder, which never
+holds more than what was written since the last compaction.
+
+Ray Data's own checkpointing is not used: it leaves two objects and one task for each commit, and a resume lists
+and reads them all (docs/data.md says what that costs).
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import io
-from collections import Counter
+import uuid
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from raydistill.core import storage
-from raydistill.core.answers import ANSWER_SCHEMA
+from raydistill.core.answers import Commit, answers_to_table
+from raydistill.core.errors import DatasetError, NotFoundError, UnavailableError
+from raydistill.core.idset import ID_DIGITS, contains, pack_ids
+from raydistill.core.patience import patiently
 from raydistill.core.records import Shard
 from raydistill.core.uris import join
+from raydistill.dataset.keep import LEAST, Origin, keep_table
+from raydistill.dataset.layout import read_table, write_table
+from raydistill.dataset.rules import Rules
 
 ANSWERS = "answers"
-CHECKPOINT = "checkpoint"
-ID_COLUMN = "ask_id"
-PENDING = ".pending.parquet"
+NEW = f"{ANSWERS}/new"
+COMPACT_ROWS = 20_000  # as many as examples in an object: the two are together one object for 10,000 rows
+COMPACT_BYTES = 256 * 2**20
 READ_THREADS = 8
+pc: Any = pyarrow.compute
 
 
-def committed_names(folder: str) -> list[str]:
-    """Return the names (without suffix) of the commits of a dataset's ledger."""
-    names = storage.list_names(join(folder, CHECKPOINT))
-    return [name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and not name.endswith(PENDING)]
+@dataclasses.dataclass(frozen=True)
+class LedgerWriter:
+    """What an asking actor writes with.
+
+    Attributes:
+        folder: the dataset's.
+        origin: what is the same for every answer.
+        rules: by which its commits say what of them is kept; what others answered, or a judge says, is not known yet.
+        top_logprobs: how many soft labels each position has.
+    """
+
+    folder: str
+    origin: Origin
+    rules: Rules = LEAST
+    top_logprobs: int | None = None
+
+    def write(self, request: str, rows: list[dict]) -> Commit:
+        """Make rows of `answer_to_row` part of the ledger, in one step, and say what they are.
+
+        Args:
+            request: names the request object that they answer, so that `read_answered` finds them.
+            rows: at least one.
+        """
+        table = answers_to_table(rows, self.top_logprobs)
+        # Never the name of another commit, not even where a worker that was given up still writes.
+        name = f"{NEW}/{request}-{uuid.uuid4().hex[:16]}.parquet"
+        shard = patiently(lambda: write_table(self.folder, name, table))
+        return describe_commit(shard, table, self.origin, self.rules)
+
+    def read_answered(self, request: str) -> set[str]:
+        """Return the ids of the (query, sample)s of a request object that are in the ledger already."""
+        return patiently(lambda: self._read_answered(request))
+
+    def _read_answered(self, request: str) -> set[str]:
+        answered: set[str] = set()
+        for name in storage.list_names(join(self.folder, NEW)):
+            # One that is gone by now was joined into a large object, and is read there when the dataset is finished.
+            with contextlib.suppress(NotFoundError):
+                if name.startswith(f"{request}-"):
+                    ids = _read_columns(self.folder, f"{NEW}/{name}", ["id"])["id"].to_pylist()
+                    answered |= {identifier[:ID_DIGITS] for identifier in ids}
+        return answered
 
 
-def committed_files(folder: str) -> list[str]:
-    """Return the names of the objects in `answers/` that are whole: each one's commit is there."""
-    commits = set(committed_names(folder))
-    return [name for name in storage.list_names(join(folder, ANSWERS)) if name.rpartition("-")[0] in commits]
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """What the ledger knows of each (query, sample): sorted packed ids, and whether every answer so far failed."""
+
+    ids: np.ndarray
+    failed: np.ndarray
 
 
-def count_answers(folder: str) -> tuple[set[str], Counter[str]]:
-    """Return the answer ids that did not fail, and how often each of the others failed; of committed rows only."""
-    files, path = storage.filesystem(join(folder, ANSWERS))
-    good: set[str] = set()
-    failures: Counter[str] = Counter()
+def count_tokens(table: pa.Table) -> dict[str, int]:
+    """Return the sums of prompt, cached and completion tokens of a table of answers."""
+    return {key: pc.sum(table[f"{key}_tokens"]).as_py() or 0 for key in ("prompt", "cached", "completion")}
 
-    def read_marks(name: str) -> pa.Table:
-        return pq.read_table(f"{path}/{name}", filesystem=files, columns=["id", "error"])
+
+def find_starts(table: pa.Table) -> np.ndarray:
+    """Return the row at which each (query, sample) begins, int64: the answers to its further turns come right after."""
+    return np.flatnonzero(table["turn"].to_numpy() == 0)
+
+
+def describe_commit(shard: Shard, table: pa.Table, origin: Origin, rules: Rules) -> Commit:
+    """Return what there is to say of an object with these rows."""
+    examples, drops = keep_table(table, origin, dataclasses.replace(rules, threshold=None))
+    reasons = drops["reason"].to_pylist()
+    dropped = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    return Commit(shard, len(find_starts(table)), examples.num_rows, dropped, count_tokens(table))
+
+
+def find_unnamed(folder: str, named: Sequence[Shard], origin: Origin, rules: Rules = LEAST) -> list[Commit]:
+    """Return what was committed just before a kill, so that the manifest does not name it."""
+    known = {shard.uri for shard in named}
+    unnamed = [f"{NEW}/{name}" for name in storage.list_names(join(folder, NEW)) if f"{NEW}/{name}" not in known]
+    if not unnamed:
+        return []
+    ids = read_marks(folder, named).ids
+    found = []
+    for uri in unnamed:
+        data = storage.read_bytes(join(folder, uri))
+        table = pq.read_table(io.BytesIO(data))
+        # What a kill left behind right after a compaction is in the ledger already.
+        if not contains(ids, pack_ids(table["id"].take(pa.array(find_starts(table))).to_pylist())).all():
+            shard = Shard(uri, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
+            found.append(describe_commit(shard, table, origin, rules))
+    return found
+
+
+def read_runs(folder: str, shards: Iterable[Shard]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return for each object (packed ids, failed) of its (query, sample)s in order, from three columns of it.
+
+    One counts as failed where the answer to any of its turns did.
+    """
+
+    def read(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+        table = _read_columns(folder, shard.uri, ["id", "turn", "error"])
+        starts = find_starts(table)
+        ids = pack_ids(table["id"].take(pa.array(starts)).to_pylist())
+        return ids, np.logical_or.reduceat(table["error"].is_valid().to_numpy(), starts)
 
     with ThreadPoolExecutor(READ_THREADS) as threads:
-        for marks in threads.map(read_marks, committed_files(folder)):
-            for identifier, error in zip(marks["id"].to_pylist(), marks["error"].to_pylist(), strict=True):
-                if error is None:
-                    good.add(identifier)
-                else:
-                    failures[identifier] += 1
-    return good, failures
+        return list(threads.map(read, shards))
 
 
-def read_ledger(folder: str) -> tuple[pa.Table, list[Shard]]:
-    """Return all committed rows, in the order of the objects' names, and what the objects are."""
-
-    def read_object(name: str) -> tuple[pa.Table, Shard]:
-        data = storage.read_bytes(join(folder, ANSWERS, name))
-        table = pq.read_table(io.BytesIO(data)).cast(ANSWER_SCHEMA)
-        return table, Shard(f"{ANSWERS}/{name}", table.num_rows, hashlib.sha256(data).hexdigest())
-
-    with ThreadPoolExecutor(READ_THREADS) as threads:
-        found = list(threads.map(read_object, committed_files(folder)))
-    return pa.concat_tables([ANSWER_SCHEMA.empty_table(), *(table for table, _ in found)]), [
-        shard for _, shard in found
-    ]
-
-
-def count_rows(folder: str, commit: str) -> int:
-    """Return how many answers a commit holds."""
-    files, path = storage.filesystem(join(folder, CHECKPOINT))
-    return pq.read_metadata(f"{path}/{commit}.parquet", filesystem=files).num_rows
+def read_marks(folder: str, shards: Iterable[Shard]) -> Marks:
+    """Return which (query, sample)s are in the ledger, and of which every answer failed."""
+    runs = read_runs(folder, shards)
+    if not runs:
+        return Marks(pack_ids([]), np.zeros(0, dtype=bool))
+    ids = np.concatenate([ids for ids, _ in runs])
+    failed = np.concatenate([failed for _, failed in runs])
+    order = np.lexsort((failed, ids))  # of the runs of one id a good one comes first
+    ids, failed = ids[order], failed[order]
+    is_first = np.ones(len(ids), dtype=bool)
+    is_first[1:] = ids[1:] != ids[:-1]
+    return Marks(ids[is_first], failed[is_first])
 
 
-def best_rows(ledger: pa.Table) -> dict[str, int]:
-    """Return the row to use for each answer id: the first that did not fail, else the last.
+def compact(folder: str, shards: Sequence[Shard]) -> Shard:
+    """Write the rows of several objects as one and return it; the caller names it instead of them."""
+    table = pa.concat_tables([patiently(lambda shard=shard: read_table(folder, shard)) for shard in shards])
+    return patiently(lambda: write_table(folder, f"{ANSWERS}/ledger-{{}}.parquet", table))
+
+
+def choose_compaction(shards: Sequence[Shard], at_end: bool = False) -> list[Shard]:
+    """Return the small objects that are to be joined now, or none.
 
     Args:
-        ledger: with the columns id and error.
+        shards: the ledger's.
+        at_end: nothing will be added, so join what there is.
     """
-    best: dict[str, int] = {}
-    errors = ledger["error"].to_pylist()
-    for row, identifier in enumerate(ledger["id"].to_pylist()):
-        known = best.get(identifier)
-        if known is None or errors[known] is not None:
-            best[identifier] = row
-    return best
+    small = [shard for shard in shards if shard.uri.startswith(f"{NEW}/")]
+    chosen: list[Shard] = []
+    rows = size_bytes = 0
+    for shard in small:
+        chosen.append(shard)
+        rows, size_bytes = rows + shard.rows, size_bytes + shard.size_bytes
+        if rows >= COMPACT_ROWS or size_bytes >= COMPACT_BYTES:
+            return chosen
+    if not at_end or not small:
+        return []
+    # What is left goes into the last object, where that is a small one too.
+    last = [shard for shard in shards if not shard.uri.startswith(f"{NEW}/")][-1:]
+    is_small = all(
+        shard.rows + rows <= COMPACT_ROWS and shard.size_bytes + size_bytes <= COMPACT_BYTES for shard in last
+    )
+    return [*last, *small] if is_small else small
+
+
+def replace_shards(shards: Sequence[Shard], joined: Sequence[Shard], by: Shard) -> list[Shard]:
+    """Return the ledger's objects with some of them replaced by the one that they were joined into."""
+    gone = {shard.uri for shard in joined}
+    return [*(shard for shard in shards if shard.uri not in gone and shard.uri != by.uri), by]
+
+
+def delete_shards(folder: str, shards: Iterable[Shard]) -> None:
+    """Delete objects that the manifest does not name any more."""
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        places = [join(folder, shard.uri) for shard in shards]
+        list(threads.map(lambda place: patiently(lambda: storage.delete(place)), places))
+
+
+def clean(folder: str, shards: Sequence[Shard]) -> None:
+    """Delete the objects of `answers/` that the ledger does not need any more: nobody may be writing to it."""
+    named = {shard.uri for shard in shards}
+    for place in (ANSWERS, NEW):
+        for name in storage.list_names(join(folder, place)):
+            if f"{place}/{name}" not in named and name.endswith(".parquet"):
+                storage.delete(join(folder, place, name))
+
+
+def _read_columns(folder: str, uri: str, columns: list[str]) -> pa.Table:
+    files, path = storage.filesystem(join(folder, uri))
+    try:
+        return pq.read_table(path, filesystem=files, columns=columns)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{join(folder, uri)} does not exist.") from error
+    except OSError as error:
+        raise UnavailableError(f"{join(folder, uri)} cannot be read: {error}.") from error
+    except pa.ArrowInvalid as error:
+        raise DatasetError(f"{join(folder, uri)} is no Parquet object of answers ({error}).") from error

@@ -2,6 +2,8 @@
 
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError, ConflictError, NotFoundError
+from raydistill.core.patience import patiently
+from raydistill.core.prompts import Prompt
 from raydistill.core.records import Manifest, to_json
 from raydistill.core.uris import is_remote, join
 from raydistill.dataset.layout import MANIFEST
@@ -56,11 +58,21 @@ def open_dataset(folder: str, draft: Manifest) -> str:
     return put_manifest(folder, draft, etag)
 
 
+def keep_prompt(prompt: Prompt, folder: str) -> None:
+    """Write P into a folder's `prompts/` under its digest, by which manifests and versions name it."""
+    storage.write_bytes(join(folder, "prompts", f"{prompt.digest}.json"), to_json(prompt).encode())
+
+
 def put_manifest(folder: str, manifest: Manifest, etag: str) -> str:
     """Replace the manifest, if it still is the one with this etag, and return the new etag."""
+    uri, data = join(folder, MANIFEST), to_json(manifest).encode()
     try:
-        return storage.write_bytes(join(folder, MANIFEST), to_json(manifest).encode(), if_match=etag)
+        return patiently(lambda: storage.write_bytes(uri, data, if_match=etag))
     except ConflictError as error:
+        # Where only the answer to our own write was lost, the repeated write finds it done.
+        current, current_etag = storage.read(uri)
+        if current == data:
+            return current_etag
         raise ConflictError(
             f"{folder}: another create_data is writing to this dataset. Let it finish, then run this one again."
         ) from error

@@ -73,7 +73,7 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
         engine_kwargs=vllm_args(config, on_gpu, lora),
         accelerator_config=GPUConfig(kind="gpu") if on_gpu else CPUConfig(kind="cpu"),
         deployment_config={
-            "num_replicas": config.num_replicas,
+            **_replicas(config),
             "max_ongoing_requests": 4 * config.max_num_seqs,
             "health_check_timeout_s": 60,
         },
@@ -82,3 +82,19 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
         server_cls=server_cls,
         log_engine_metrics=False,
     )
+
+
+def _replicas(config: EngineConfig) -> dict[str, Any]:
+    """Return Serve's words for how many replicas there are."""
+    scaling = config.autoscaling
+    if scaling is None:
+        return {"num_replicas": config.num_replicas}
+    options = {
+        "min_replicas": scaling.min_replicas,
+        "max_replicas": scaling.max_replicas,
+        "initial_replicas": scaling.initial_replicas,
+        "target_ongoing_requests": scaling.target_ongoing_requests,
+        "upscale_delay_s": scaling.upscale_delay_seconds,
+        "downscale_delay_s": scaling.downscale_delay_seconds,
+    }
+    return {"autoscaling_config": {key: value for key, value in options.items() if value is not None}}

@@ -2,9 +2,31 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydistill.core.config import Section
+
+
+class AutoscalingConfig(Section):
+    """How many replicas there are, where that follows the load."""
+
+    min_replicas: int = Field(1, ge=0)
+    """0: the engine goes away when nobody asks, and comes back by itself with the next request."""
+    max_replicas: int = Field(ge=1)
+    initial_replicas: int | None = Field(None, ge=0)
+    """To start with; min_replicas where nothing is said."""
+    target_ongoing_requests: float = Field(32, gt=0)
+    """Requests at a replica, on average: more bring another one. At most create_data.concurrency, for a teacher."""
+    upscale_delay_seconds: float = Field(10, ge=0)
+    """How long there must be more."""
+    downscale_delay_seconds: float = Field(120, ge=0)
+    """How long there must be fewer."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "AutoscalingConfig":
+        if not self.min_replicas <= (self.initial_replicas or self.min_replicas) <= self.max_replicas:
+            raise ValueError("min_replicas <= initial_replicas <= max_replicas must hold")
+        return self
 
 
 class EngineConfig(Section):
@@ -25,6 +47,9 @@ class EngineConfig(Section):
     omp_threads: int = Field(2, ge=1)
     """Threads of a CPU engine."""
     num_replicas: int = Field(1, ge=1)
+    """Replicas, always; see autoscaling for what follows the load."""
+    autoscaling: AutoscalingConfig | None = None
+    """A table; it takes the place of num_replicas."""
     start_timeout_seconds: float = Field(600, gt=0)
     max_lora_rank: int = Field(64, ge=1)
     """The largest rank a student serves."""
@@ -32,3 +57,8 @@ class EngineConfig(Section):
     """Adapters in one batch; the engine gets one slot more."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Any other argument of vLLM's engine, by its own name."""
+
+    @property
+    def max_replicas(self) -> int:
+        """The most replicas there may be."""
+        return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas

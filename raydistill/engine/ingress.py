@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve
@@ -19,6 +19,7 @@ from raydistill.core.records import TokenRequest, TokenResult
 from raydistill.core.uris import is_loopback
 from raydistill.core.wire import encode_sample_response
 from raydistill.engine import sampling
+from raydistill.engine.status import ask_replicas, merge_statuses
 from raydistill.types import SampledSequence
 
 MODEL_HEADER = "x-raydistill-model"
@@ -135,8 +136,11 @@ class Ingress:
 
     @app.get("/status")
     async def status(self) -> dict[str, Any]:
-        """Answer what a replica serves: base model, aliases with their versions, refused versions."""
-        return await self._engine.status.remote()
+        """Answer what every replica serves: base model, aliases with their versions, refused versions."""
+        statuses = await ask_replicas(self._engine)
+        if not statuses:
+            raise HTTPException(503, "no replica answers; try again", {"Retry-After": "5"})
+        return merge_statuses(statuses)
 
     @app.get("/v1/models")
     async def models(self) -> dict[str, Any]:

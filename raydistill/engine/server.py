@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
+from ray import serve
 from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm import SamplingParams, TokensPrompt
@@ -91,7 +92,8 @@ class TokenServer(LLMServer):
 
     async def status(self) -> dict[str, Any]:
         """Return what this replica serves."""
-        return {"base_model": self._llm_config.model_id, "models": self.known_models()}
+        replica = serve.get_replica_context().replica_id.unique_id
+        return {"replica": replica, "base_model": self._llm_config.model_id, "models": self.known_models()}
 
     async def load_adapter(self, name: str, folder: Path) -> Any:
         """Load a LoRA adapter from a local folder, which must stay; return what `generate_with` takes.

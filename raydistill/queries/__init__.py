@@ -1,1 +1,1 @@
-"""Takes a file of JSON lines. Gives Queries, and their split into training and held-out ones."""
+"""Takes files of queries and, where these are too few, a teacher's own. Gives Queries: read, unlike, split."""

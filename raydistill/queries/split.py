@@ -1,29 +1,42 @@
 """From Queries to those that are asked for training and those that are held out for evaluation."""
 
 import hashlib
+from collections.abc import Iterable
 
 from raydistill.core.records import Query
 
+HELD_OUT = 0.2  # of the queries, about
 
-def split_queries(queries: list[Query], held_out: float = 0.2) -> tuple[list[Query], list[Query]]:
-    """Return (training, held-out) queries, by a hash of the normalised text alone.
 
-    A query keeps its side whatever else is in the file, and queries that differ only in letter case or
+def is_held_out(query: Query, held_out: float = HELD_OUT) -> bool:
+    """Return whether a query is held out for evaluation, by a hash of its normalised text alone.
+
+    A query keeps its side whatever else is in the source, and queries that differ only in letter case or
     white space are on the same side.
 
     Args:
-        queries: all of them.
+        query: one query.
         held_out: about which share is held out, 0 to 1.
     """
-    training = [query for query in queries if _position(query) >= held_out]
-    return training, [query for query in queries if _position(query) < held_out]
+    return _position(query) < held_out
+
+
+def split_queries(queries: Iterable[Query], held_out: float = HELD_OUT) -> tuple[list[Query], list[Query]]:
+    """Return (training, held-out) queries as lists; see `is_held_out`, which needs no list."""
+    sides: tuple[list[Query], list[Query]] = ([], [])
+    for query in queries:
+        sides[is_held_out(query, held_out)].append(query)
+    return sides
 
 
 def normalise(query: Query) -> str:
-    """Return a query's text with case folded and white space made single."""
-    return "\n".join(
-        f"{message['role']}: {' '.join(message['content'].casefold().split())}" for message in query.messages
-    )
+    """Return a query's text with case folded and white space made single: one line for each message."""
+    return "\n".join(f"{message['role']}: {normalise_text(message['content'])}" for message in query.messages)
+
+
+def normalise_text(text: str) -> str:
+    """Return a text on one line with case folded and white space made single."""
+    return " ".join(text.casefold().split())
 
 
 def _position(query: Query) -> float:

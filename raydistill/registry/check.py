@@ -1,34 +1,21 @@
 """Check a fetched version against the base model it is to be loaded on, before any engine sees it."""
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from raydistill.core.errors import VerificationError
-from raydistill.core.models import model_revision
+from raydistill.core.models import model_revision, read_model_config
 from raydistill.core.records import Version
-from raydistill.registry.files import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    read_header,
-    read_tensors,
-)
+from raydistill.registry.files import CONFIG_FILE, WEIGHTS_FILE, read_header, read_tensors
+from raydistill.registry.lora_config import LoraConfig, check_lora_config, read_lora_config
 from raydistill.renderers import get_renderer, load_tokenizer
+from raydistill.renderers.render import NAMES
 
 MAX_WEIGHT = 100.0  # far above training (0.13 in the tiny model's adapters, issue 2), far below what overflows
-MAX_SCALE = 100.0  # alpha / rank; usual is 0.5 to 4
-_PREFIX = "base_model.model."
-_PLAIN: dict[str, Any] = {
-    "use_dora": False,
-    "use_rslora": False,
-    "bias": "none",
-    "modules_to_save": None,
-    "fan_in_fan_out": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-}
+PREFIX = "base_model.model."  # PEFT takes no tensor without it, and says nothing
+_EMBEDDINGS = {"embed_tokens", "embed_in", "word_embeddings", "wte", "wpe"}  # matrices, but looked up, not multiplied
 
 
 def check_version(version: Version, folder: str | Path, model_dir: str, max_rank: int) -> None:
@@ -50,15 +37,19 @@ def check_version(version: Version, folder: str | Path, model_dir: str, max_rank
             f"{where} was trained on {version.base_model} (revision {version.base_revision}), but {model_dir} is "
             f"revision {revision}. Serve the base model it was trained on, or train again on this one."
         )
+    if version.renderer not in NAMES:
+        raise VerificationError(f"{where}: its renderer is {version.renderer!r}; known are {', '.join(NAMES)}.")
     template = get_renderer(version.renderer, load_tokenizer(model_dir)).template_digest
     if version.template_digest != template:
         raise VerificationError(
             f"{where} was trained with template {version.template_digest}, but {model_dir} renders with {template}: "
             f"the served tokens would be others. Put the model's chat template back, or train again."
         )
-    rank = _check_config(version, Path(folder) / CONFIG_FILE, max_rank, where)
+    config = read_lora_config(Path(folder) / CONFIG_FILE, where)
+    check_lora_config(config, version, max_rank, where)
+    _check_modules(version, config, Path(folder) / WEIGHTS_FILE, model_dir)
     check_weights(Path(folder) / WEIGHTS_FILE, where)
-    _check_modules(version, Path(folder) / WEIGHTS_FILE, model_dir, rank)
+    _check_probe(version, model_dir, where)
 
 
 def check_weights(path: Path, where: str) -> None:
@@ -76,53 +67,45 @@ def check_weights(path: Path, where: str) -> None:
             )
 
 
-def _check_config(version: Version, path: Path, max_rank: int, where: str) -> int:
-    try:
-        config = json.loads(path.read_bytes())
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise VerificationError(f"{where}: {CONFIG_FILE} is no LoRA configuration ({error!r}).") from error
-    if config.get("peft_type") != "LORA":
-        raise VerificationError(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA is served.")
-    for key, plain in _PLAIN.items():
-        if (config.get(key) or None) != (plain or None):
-            raise VerificationError(f"{where}: {CONFIG_FILE} has {key}={config[key]!r}; only plain LoRA is served.")
-    if rank != version.lora["rank"] or alpha != float(version.lora["alpha"]):
-        raise VerificationError(
-            f"{where}: {CONFIG_FILE} has rank {rank} and alpha {alpha:g}, but the version was published with rank "
-            f"{version.lora['rank']} and alpha {version.lora['alpha']}."
-        )
-    if not 1 <= rank <= max_rank:
-        raise VerificationError(
-            f"{where}: rank {rank} does not fit; the engine was started for ranks up to {max_rank}. "
-            f"Start it with max_lora_rank={rank} or more."
-        )
-    if not 0 < alpha / rank <= MAX_SCALE:
-        raise VerificationError(f"{where}: alpha/rank is {alpha / rank:g}; allowed is above 0 up to {MAX_SCALE:g}.")
-    return rank
-
-
-def _check_modules(version: Version, path: Path, model_dir: str, rank: int) -> None:
-    """Compare the adapted modules and their shapes with the base model's own tensors."""
+def _check_modules(version: Version, config: LoraConfig, path: Path, model_dir: str) -> None:
+    """Compare the adapted modules and their shapes with the base model's own tensors, and with the targets."""
     where = f"{version.name}/{version.label}"
     base = _base_shapes(model_dir)
     shapes = {name: tuple(entry["shape"]) for name, entry in read_header(path).items()}
-    modules = {name.rsplit(".lora_", 1)[0] for name in shapes}
+    modules = find_modules(shapes)
     if len(modules) != version.lora["modules"]:
         raise VerificationError(
             f"{where}: the file adapts {len(modules)} modules, but the version was published with "
             f"{version.lora['modules']}. The engine would answer with the base model where one is missing."
         )
     for module in sorted(modules):
-        weight = base.get(module.removeprefix(_PREFIX) + ".weight")
-        if weight is None or len(weight) != 2:
+        weight = base.get(f"{module}.weight")
+        if weight is None or len(weight) != 2 or module.rpartition(".")[2] in _EMBEDDINGS:
             raise VerificationError(f"{where}: {module} is no linear layer of {version.base_model}.")
-        for part, expected in (("A", (rank, weight[1])), ("B", (weight[0], rank))):
-            found = shapes.pop(f"{module}.lora_{part}.weight", None)
+        if not config.has_target(module):
+            raise VerificationError(f"{where}: {module} is adapted, but target_modules in {CONFIG_FILE} do not say so.")
+        for part, expected in (("A", (config.rank, weight[1])), ("B", (weight[0], config.rank))):
+            found = shapes.pop(f"{PREFIX}{module}.lora_{part}.weight", None)
             if found != expected:
                 raise VerificationError(f"{where}: {module}.lora_{part} has shape {found}, not {expected}.")
     if shapes:
         raise VerificationError(f"{where}: tensors that are no LoRA factors: {', '.join(sorted(shapes)[:3])}.")
+    unused = config.find_unused_target(modules)
+    if unused is not None:
+        raise VerificationError(f"{where}: {CONFIG_FILE} names the target {unused}, but no such module is adapted.")
+
+
+def find_modules(names: Iterable[str]) -> set[str]:
+    """Return the base model's names of the modules that an adapter's tensors adapt."""
+    return {name.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for name in names}
+
+
+def _check_probe(version: Version, model_dir: str, where: str) -> None:
+    """Refuse tokens that the base model does not have: the engine would refuse the question, not the version."""
+    size = read_model_config(model_dir).get("vocab_size")
+    highest = max((max(*point.prefix, point.token) for point in version.probe), default=0)
+    if isinstance(size, int) and highest >= size:
+        raise VerificationError(f"{where}: its probe asks for token {highest}, but {model_dir} has {size} tokens.")
 
 
 def _base_shapes(model_dir: str) -> dict[str, tuple[int, ...]]:

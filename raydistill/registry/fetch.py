@@ -7,8 +7,8 @@ from pathlib import Path
 
 from raydistill.core import storage
 from raydistill.core.errors import NotFoundError, VerificationError
-from raydistill.core.records import Version
-from raydistill.core.uris import check_name, join
+from raydistill.core.records import FileEntry, Version
+from raydistill.core.uris import NAME, join
 from raydistill.registry.files import ADAPTER_FILES, check_file
 
 
@@ -21,21 +21,22 @@ def fetch_version(uri: str, version: Version, folder: str | Path) -> Path:
         folder: the local cache; the version's own folder in it is never used for other weights.
 
     Raises:
-        VerificationError: the version lists other files than an adapter's two, or a digest is wrong.
+        VerificationError: the version lists other files than an adapter's two, one of them is missing, or a size or
+            digest is wrong.
     """
     names = sorted(entry.name for entry in version.files)
     if names != sorted(ADAPTER_FILES):
         raise VerificationError(f"{uri}/{version.label} lists the files {names}; allowed are {sorted(ADAPTER_FILES)}.")
-    target = Path(folder) / f"{check_name(version.name)}-{version.label}-{version.content_digest}"
+    if not NAME.fullmatch(version.name):  # a folder is named by it
+        raise VerificationError(f"{uri}/{version.label} is of a model named {version.name!r}, which is no name.")
+    target = Path(folder) / f"{version.name}-{version.label}-{version.content_digest}"
     if target.is_dir() and _is_whole(target, version):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     private = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         for entry in version.files:
-            place = join(uri, version.label, entry.name)
-            data = storage.read_bytes(place)
-            check_file(entry, data, place)
+            data = _read_checked(join(uri, version.label, entry.name), entry)
             (private / entry.name).write_bytes(data)
         _put_in_place(private, target, version)
     finally:
@@ -46,14 +47,19 @@ def fetch_version(uri: str, version: Version, folder: str | Path) -> Path:
 def _is_whole(target: Path, version: Version) -> bool:
     try:
         for entry in version.files:
-            check_file(
-                entry,
-                storage.read_bytes(str(target / entry.name)),
-                str(target / entry.name),
-            )
-    except (VerificationError, NotFoundError):
+            _read_checked(str(target / entry.name), entry)
+    except VerificationError:
         return False
     return True
+
+
+def _read_checked(place: str, entry: FileEntry) -> bytes:
+    try:
+        data = storage.read_bytes(place, max_bytes=entry.bytes)
+    except NotFoundError as error:
+        raise VerificationError(f"{place} is missing, but the version lists it. Publish the adapter again.") from error
+    check_file(entry, data, place)
+    return data
 
 
 def _put_in_place(private: Path, target: Path, version: Version) -> None:

@@ -1,4 +1,4 @@
-"""From what a user types (an alias or a version) to the version meant; and the guarded move of an alias."""
+"""From an alias or a version to the version meant; the guarded move of an alias, and the way back."""
 
 from raydistill.core.errors import NotFoundError, VerificationError
 from raydistill.core.records import Version
@@ -21,7 +21,7 @@ def resolve(uri: str, ref: str) -> Version:
     return read_version(uri, mapping[ref])
 
 
-def promote(uri: str, alias: str, label: str, force: bool = False) -> Aliases:
+def promote(uri: str, alias: str, label: str, force: bool = False, seen: Aliases | None = None) -> Aliases:
     """Move an alias for users (`final`): as `move_alias`, but an unverifiable version needs `force`.
 
     Raises:
@@ -30,6 +30,37 @@ def promote(uri: str, alias: str, label: str, force: bool = False) -> Aliases:
     if not read_version(uri, label).verifiable and not force:
         raise VerificationError(
             f"{uri}: {label} is unverifiable: its adapter hardly moves the probe's tokens, so a replica cannot prove "
-            f"that it serves it. Train for longer, or promote it with force=True."
+            f"that it serves it. Train for longer, or promote it with force=True (--force)."
         )
-    return move_alias(uri, alias, label)
+    return move_alias(uri, alias, label, seen)
+
+
+def rollback(uri: str, alias: str, to: str | None = None) -> Aliases:
+    """Move an alias back to what it named before its last move; a move like any other, kept in the history.
+
+    A version that was promoted once needs no `force` now.
+
+    Args:
+        uri: the model's registry folder.
+        alias: like `final`.
+        to: a version that the alias named at some time; None: the one before the last move. So a second rollback
+            without `to` takes back the first.
+
+    Raises:
+        NotFoundError: the alias never named another version (or not that one), or it is not published any more.
+        ConflictError: somebody else moved the alias meanwhile.
+    """
+    seen = read_aliases(uri)
+    moves = seen.moves(alias)
+    if not moves:
+        known = ", ".join(sorted(seen.mapping)) or "none"
+        raise NotFoundError(f"{uri} holds no alias {alias!r}; known aliases: {known}.")
+    named = sorted({label for move in moves for label in (move["from"], move["to"]) if label is not None})
+    label = to or moves[-1]["from"]
+    if label is None:
+        raise NotFoundError(f"{uri}: {alias} has named {seen.mapping[alias]} only: there is nothing to go back to.")
+    if label not in named:
+        raise NotFoundError(
+            f"{uri}: {alias} never named {label}, only {', '.join(named)}. To move it on, use promote instead."
+        )
+    return move_alias(uri, alias, label, seen)

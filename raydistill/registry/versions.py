@@ -1,12 +1,14 @@
 """Read the versions that a model's registry folder holds, by their number."""
 
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from raydistill.core import storage
 from raydistill.core.errors import NotFoundError, VerificationError
-from raydistill.core.records import Version, version_from_json
+from raydistill.core.records import Version
 from raydistill.core.uris import join
+from raydistill.registry.record import MAX_RECORD_BYTES, parse_version
 
 VERSION_FILE = "version.json"
 LABEL = re.compile(r"v\d{4,}")
@@ -21,6 +23,20 @@ def list_labels(uri: str) -> list[str]:
 def list_versions(uri: str) -> list[Version]:
     """Return the published versions, lowest number first; a claimed number without `version.json` is none."""
     return [_parse(uri, label) for label in list_labels(uri) if storage.exists(join(uri, label, VERSION_FILE))]
+
+
+def inspect_versions(uri: str) -> Iterator[tuple[str, Version | VerificationError | None]]:
+    """Yield every number that was claimed with its version, with what is wrong with it, or with None.
+
+    None: it was never finished, is being published just now, or was deleted.
+    """
+    for label in list_labels(uri):
+        try:
+            yield label, _parse(uri, label)
+        except NotFoundError:
+            yield label, None
+        except VerificationError as error:
+            yield label, error
 
 
 def read_version(uri: str, label: str) -> Version:
@@ -50,13 +66,11 @@ def known_versions(uri: str) -> str:
 
 def _parse(uri: str, label: str) -> Version:
     place = join(uri, label, VERSION_FILE)
-    text = storage.read_bytes(place)
-    try:
-        version = version_from_json(text)
-    except (ValueError, TypeError, KeyError) as error:
-        raise VerificationError(f"{place} is no version ({error}). Publish the adapter again.") from error
-    if version.label != label:
-        raise VerificationError(f"{place} says it is {version.label}. Version folders may not be copied or renamed.")
+    version = parse_version(storage.read_bytes(place, MAX_RECORD_BYTES), place)
+    if (version.name, version.label) != (folder_name(uri), label):
+        raise VerificationError(
+            f"{place} says it is {version.name}/{version.label}. Version folders may not be copied or renamed."
+        )
     return version
 
 

@@ -41,6 +41,10 @@ class Renderer(Protocol):
         """Return the token ids that end a turn; the first is the one that a response is trained to end with."""
         ...
 
+    def encode_response(self, text: str) -> list[int]:
+        """Return the tokens of a response of which only the text is known, with the stop token that ends it."""
+        ...
+
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:
         """Return the assistant's message and whether it ended as it should, in exactly one stop token."""
         ...
@@ -114,6 +118,10 @@ class ChatRenderer:
         """Return the end-of-turn and end-of-sequence ids; a response ends with the first."""
         return list(self._stop)
 
+    def encode_response(self, text: str) -> list[int]:
+        """Return a text's tokens and the first stop token."""
+        return [*self._tokenizer.encode(text, add_special_tokens=False), self._stop[0]]
+
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:
         """Return the assistant's message up to the stop token, and whether there is exactly one, at the end."""
         return _parse(self._tokenizer, self._stop, tokens)
@@ -145,6 +153,10 @@ class RawRenderer:
     def get_stop_sequences(self) -> list[int]:
         """Return the end-of-turn and end-of-sequence ids; a response ends with the first."""
         return list(self._stop)
+
+    def encode_response(self, text: str) -> list[int]:
+        """Return a text's tokens and the first stop token."""
+        return [*self._tokenizer.encode(text, add_special_tokens=False), self._stop[0]]
 
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:
         """Return the assistant's message up to the stop token, and whether there is exactly one, at the end."""

@@ -1,100 +1,172 @@
-"""Which (query, sample) rows are asked, in which order, and the request objects that Ray Data reads them from."""
+"""Which (query, sample) rows are asked, and the request objects that asking actors read them from.
+
+Nothing here holds all queries: what is known of each is its packed id, and the queries themselves stream by.
+"""
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydistill.core import storage
 from raydistill.core.answers import REQUEST_SCHEMA, answer_id
 from raydistill.core.errors import ConfigError
+from raydistill.core.idset import contains, find_positions, pack_ids, unpack_ids
 from raydistill.core.prompts import Prompt, teacher_messages
-from raydistill.core.records import Query, digest
+from raydistill.core.records import Message, Query
 from raydistill.core.uris import join
 from raydistill.renderers import Renderer
 
-ROWS_PER_OBJECT = 10_000  # of rendered prompts held in memory at a time
+LARGEST_OBJECT = 10_000  # rows
+OBJECTS_PER_ACTOR = 16  # at least, where there are rows enough: so actors end at about the same time
+BATCH_ROWS = 4096
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class AskRow:
-    """One (query, sample) to ask, and the id of its answer."""
+class Choice:
+    """How often each query is asked.
 
-    id: str
-    query: Query
-    sample_index: int
+    Attributes:
+        ids: sorted packed ids of the queries.
+        num_samples: of each, int32.
+        fingerprint: of P, teacher and sampling, which makes the rows' ids.
+    """
 
+    ids: np.ndarray
+    num_samples: np.ndarray
+    fingerprint: str
 
-def check_count(queries: list[Query], num_examples: int, num_samples: int) -> None:
-    """Refuse with a ConfigError where there are fewer (query, sample) pairs than num_examples."""
-    if len(queries) * num_samples < num_examples:
-        raise ConfigError(
-            f"num_examples: {num_examples} were asked for, but {len(queries)} queries x num_samples={num_samples} give "
-            f"{len(queries) * num_samples}. Give more queries, a larger num_samples or a smaller num_examples."
+    @property
+    def num_rows(self) -> int:
+        """The number of (query, sample) pairs."""
+        return int(self.num_samples.sum())
+
+    def row_ids(self) -> np.ndarray:
+        """Return the packed ids of all (query, sample) pairs."""
+        pairs = zip(unpack_ids(self.ids), self.num_samples.tolist(), strict=True)
+        return pack_ids(
+            answer_id(query, self.fingerprint, sample_index)
+            for query, num_samples in pairs
+            for sample_index in range(num_samples)
         )
 
 
-def choose_rows(queries: list[Query], num_examples: int, num_samples: int, seed: int, fingerprint: str) -> list[AskRow]:
-    """Return the first num_examples rows in the order that a seed gives, so that a larger number only adds.
+def check_count(num_queries: int, num_examples: int, num_samples: int) -> None:
+    """Refuse with a ConfigError where there are fewer (query, sample) pairs than num_examples."""
+    if num_queries * num_samples < num_examples:
+        raise ConfigError(
+            f"num_examples: {num_examples} were asked for, but {num_queries} queries x num_samples={num_samples} give "
+            f"{num_queries * num_samples}. Give more queries, a larger num_samples or a smaller num_examples."
+        )
 
-    All queries are asked once before any is asked twice.
+
+def choose_rows(query_ids: np.ndarray, num_examples: int, num_samples: int, seed: int, fingerprint: str) -> Choice:
+    """Return which (query, sample)s are asked: the first num_examples in an order that a seed gives.
+
+    So a larger number only adds. All queries are asked once before any is asked twice.
+
+    Args:
+        query_ids: sorted packed ids, each once.
+        num_examples: (query, sample) pairs.
+        num_samples: how often a query may be asked.
+        seed: of the order.
+        fingerprint: see Choice.
     """
-    check_count(queries, num_examples, num_samples)
-    ordered = sorted(queries, key=lambda query: digest([seed, query.id]))
-    pairs = [(query, sample_index) for sample_index in range(num_samples) for query in ordered]
-    return [
-        AskRow(answer_id(query.messages, fingerprint, sample_index), query, sample_index)
-        for query, sample_index in pairs[:num_examples]
-    ]
+    check_count(len(query_ids), num_examples, num_samples)
+    rounds, rest = divmod(num_examples, max(1, len(query_ids)))
+    samples = np.full(len(query_ids), rounds, dtype=np.int32)
+    if rest:
+        samples[np.argpartition(_order_keys(query_ids, seed), rest - 1)[:rest]] += 1
+    return Choice(query_ids, samples, fingerprint)
 
 
-def render_row(row: AskRow, prompt: Prompt, renderer: Renderer) -> list[int]:
+def _order_keys(ids: np.ndarray, seed: int) -> np.ndarray:
+    """Return a pseudo-random uint64 of each packed id and a seed: ids are uniform already, so mixing one half does.
+
+    Source: the finalizer of splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+    """
+    half = ids.view(np.uint64).reshape(-1, 2)[:, 0]
+    mixed = half ^ np.uint64(int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "little"))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def render_messages(messages: list[Message], prompt: Prompt, renderer: Renderer) -> list[int]:
     """Return the token ids that the teacher sees: P, the query and the opening of the assistant's turn.
 
     Raises:
         ConfigError: the chat template refuses these messages.
     """
-    return renderer.build_generation_prompt(teacher_messages(prompt, row.query.messages)).to_ints()
+    return renderer.build_generation_prompt(teacher_messages(prompt, messages)).to_ints()
 
 
-def write_requests(rows: Iterable[tuple[AskRow, int]], prompt: Prompt, renderer: Renderer, folder: str) -> list[str]:
-    """Render rows and write them as Parquet objects into a folder; returns the objects' names.
+def find_rows(queries: Iterable[Query], choice: Choice, done: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yield rows of REQUEST_SCHEMA for the chosen (query, sample)s that are not done.
 
     Args:
-        rows: with the number of this attempt, which makes the id that Ray Data's checkpoint goes by.
-        prompt: P.
-        renderer: the teacher's.
-        folder: where, a URI.
+        queries: a stream, in which a query may come more than once.
+        choice: what is to be asked.
+        done: sorted packed ids of (query, sample)s.
     """
-    names: list[str] = []
-    batch: list[dict] = []
-    for row, attempt in rows:
-        batch.append(
-            {
-                "ask_id": f"{row.id}-{attempt}",
-                "id": row.id,
-                "query_id": row.query.id,
-                "sample_index": row.sample_index,
-                "messages": json.dumps(row.query.messages, ensure_ascii=False),
-                "tokens": render_row(row, prompt, renderer),
-            }
-        )
-        if len(batch) == ROWS_PER_OBJECT:
-            names.append(_write_object(batch, folder))
-            batch = []
-    if batch:
-        names.append(_write_object(batch, folder))
-    return names
+    seen = np.zeros(len(choice.ids), dtype=bool)
+    for batch in _batches(queries, BATCH_ROWS):
+        positions = find_positions(choice.ids, pack_ids(query.id for query in batch))
+        rows = []
+        for query, position in zip(batch, positions.tolist(), strict=True):
+            if position < 0 or seen[position]:
+                continue
+            seen[position] = True
+            messages = json.dumps(query.messages, ensure_ascii=False)
+            for sample_index in range(choice.num_samples[position]):
+                identifier = answer_id(query.id, choice.fingerprint, sample_index)
+                values = (identifier, query.id, sample_index, messages)
+                rows.append(dict(zip(REQUEST_SCHEMA.names, values, strict=True)))
+        is_done = contains(done, pack_ids(row["id"] for row in rows))
+        yield from (row for row, known in zip(rows, is_done.tolist(), strict=True) if not known)
 
 
-def _write_object(batch: list[dict], folder: str) -> str:
+def object_rows(num_rows: int, num_actors: int, smallest: int) -> int:
+    """Return how many rows a request object gets: enough to keep an actor busy, few enough to share them evenly."""
+    wanted = -(-num_rows // (num_actors * OBJECTS_PER_ACTOR))
+    rows = max(smallest, min(wanted, LARGEST_OBJECT))
+    return -(-num_rows // -(-num_rows // rows))  # evenly over as many objects
+
+
+def write_requests(rows: Iterable[dict[str, Any]], rows_per_object: int, folder: str) -> list[str]:
+    """Write rows of REQUEST_SCHEMA as Parquet objects into a folder; returns the objects' names, without suffix."""
+    return [_write_object(batch, folder) for batch in _batches(rows, rows_per_object)]
+
+
+def read_requests(folder: str, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a request object."""
+    data = storage.read_bytes(join(folder, f"{name}.parquet"))
+    return pq.read_table(io.BytesIO(data)).to_pylist()
+
+
+def _write_object(batch: list[dict[str, Any]], folder: str) -> str:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(batch, schema=REQUEST_SCHEMA), buffer, compression="zstd")
     data = buffer.getvalue()
-    name = f"{hashlib.sha256(data).hexdigest()[:32]}.parquet"
-    storage.write_bytes(join(folder, name), data)
+    name = hashlib.sha256(data).hexdigest()[:32]
+    storage.write_bytes(join(folder, f"{name}.parquet"), data)
     return name
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import task
-from jobs.data_plan import CreateDataConfig
+from jobs.data_config import CreateDataConfig
 from raydistill.core.errors import ConfigError
 from raydistill.core.prompts import load_prompt
 from raydistill.dataset.read import read_examples, read_manifest

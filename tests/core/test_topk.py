@@ -35,6 +35,7 @@ def make_answer(name: str, num_tokens: int, k: int | None) -> Answer:
         id=name,
         query_id=f"q{name}",
         sample_index=0,
+        turn=0,
         messages=[{"role": "user", "content": name}],
         text=name,
         tokens=tokens,
@@ -101,7 +102,7 @@ def test_to_column_refuses_another_k() -> None:
 
 def test_answers_survive_parquet_with_their_types() -> None:
     answers = [make_answer("a", 3, 20), make_answer("b", 300, 20), make_answer("c", 0, None)]
-    table = answers_to_table([answer_to_row(answer, answer.id) for answer in answers], 20)
+    table = answers_to_table([answer_to_row(answer) for answer in answers], 20)
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", **parquet_options(table.schema))
     read = pq.read_table(io.BytesIO(file.getvalue()))
@@ -115,7 +116,7 @@ def test_answers_survive_parquet_with_their_types() -> None:
 
 
 def test_parquet_options_make_soft_labels_smaller() -> None:
-    table = answers_to_table([answer_to_row(make_answer("b", 300, 20), "b")], 20)
+    table = answers_to_table([answer_to_row(make_answer("b", 300, 20))], 20)
     sizes = []
     for options in ({}, parquet_options(table.schema)):
         file = io.BytesIO()
@@ -131,7 +132,7 @@ def test_parquet_options_make_soft_labels_smaller() -> None:
 
 def test_answers_without_soft_labels_have_no_columns_for_them() -> None:
     answer = make_answer("a", 3, None)
-    table = answers_to_table([answer_to_row(answer, "a")], None)
+    table = answers_to_table([answer_to_row(answer)], None)
     assert table.schema.equals(answer_schema(None))
     assert not {"top_ids", "top_logprobs"} & set(table.column_names)
     assert answers_from_table(table) == [answer] == [answer_from_row(row) for row in read_rows(table)]
@@ -140,4 +141,4 @@ def test_answers_without_soft_labels_have_no_columns_for_them() -> None:
 def test_answers_to_table_refuses_soft_labels_of_other_tokens() -> None:
     answer = dataclasses.replace(make_answer("a", 3, 2), tokens=[1, 2])
     with pytest.raises(ValueError, match="top_ids of a: 3 positions, 2 tokens"):
-        answers_to_table([answer_to_row(answer, "a")], 2)
+        answers_to_table([answer_to_row(answer)], 2)

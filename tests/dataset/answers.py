@@ -11,6 +11,7 @@ def make_answer(**changes: Any) -> Answer:
         "id": "a1",
         "query_id": "q1",
         "sample_index": 2,
+        "turn": 0,
         "messages": [{"role": "user", "content": "Grüße \u2028 <|im_end|>"}],
         "text": "yes",
         "tokens": [5, 6, 2],

@@ -1,13 +1,16 @@
-"""A ledger of answers without Ray: a manifest's draft, answers, and their objects as Ray Data leaves them."""
+"""A ledger of answers without Ray: a manifest's draft, answers, and their objects as asking actors leave them."""
 
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raydistill.core.answers import ANSWER_SCHEMA, answer_to_row
-from raydistill.core.records import Answer, Manifest, Usage, digest
+from raydistill.core.idset import pack_ids
+from raydistill.core.records import Answer, Manifest, Shard, Usage, digest
+from raydistill.dataset.layout import write_table
+from raydistill.dataset.ledger import NEW
 
 DRAFT = Manifest(
     fingerprint="f" * 32,
@@ -20,18 +23,26 @@ DRAFT = Manifest(
 )
 
 
+def make_id(name: str) -> str:
+    """Return the id of the answer with this name."""
+    return digest(name)
+
+
+def pack(*names: str) -> np.ndarray:
+    """Return the packed ids of the answers with these names."""
+    return pack_ids(map(make_id, names))
+
+
 def make_answer(name: str, **changes: object) -> Answer:
     """Return a good answer to a question of its own, or one with these changes."""
     messages = [{"role": "user", "content": f"question {name}"}]
-    answer = Answer(name, digest(messages), 0, messages, f"answer {name}", [4, 5, 2], "stop", Usage(10, 6, 3), 0.5)
+    answer = Answer(
+        make_id(name), digest(messages), 0, 0, messages, f"answer {name}", [4, 5, 2], "stop", Usage(10, 6, 3), 0.5
+    )
     return dataclasses.replace(answer, **changes)
 
 
-def commit(folder: Path, name: str, answers: list[Answer], pending: bool = False) -> None:
-    """Write an object of the ledger and its checkpoint, as `raydistill.dataset.append` does."""
-    rows = [answer_to_row(answer, f"{answer.id}-0") for answer in answers]
-    for place in ("answers", "checkpoint"):
-        (folder / place).mkdir(exist_ok=True, parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA), folder / "answers" / f"{name}-0.parquet")
-    ids = pa.table({"ask_id": [row["ask_id"] for row in rows]})
-    pq.write_table(ids, folder / "checkpoint" / f"{name}{'.pending' if pending else ''}.parquet")
+def commit(folder: Path, name: str, answers: list[Answer]) -> Shard:
+    """Write an object of the ledger as an asking actor does; no manifest names it yet."""
+    table = pa.Table.from_pylist([answer_to_row(answer) for answer in answers], schema=ANSWER_SCHEMA)
+    return write_table(str(folder), f"{NEW}/{name}.parquet", table)

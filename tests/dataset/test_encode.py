@@ -19,20 +19,20 @@ def make_example(index: int = 0, query: int | None = None, tokens: list[int] | N
 
 def test_encode_example_renders_the_query_alone_and_keeps_the_teachers_tokens(tokenizer) -> None:
     renderer = get_renderer("chat", tokenizer)
-    prompt, target = encode_example(make_example(tokens=[7, 8, 2]), renderer, None, False, tokenizer)
+    prompt, target = encode_example(make_example(tokens=[7, 8, 2]), renderer, None, False)
     assert tokenizer.decode(prompt) == "<|im_start|>user\nWhere is parcel 0?<|im_end|>\n<|im_start|>assistant\n"
     assert target == [7, 8, 2]
 
 
 def test_encode_example_encodes_a_text_anew_with_its_stop_token(tokenizer) -> None:
     renderer = get_renderer("chat", tokenizer)
-    _, target = encode_example(make_example(), renderer, None, False, tokenizer)
+    _, target = encode_example(make_example(), renderer, None, False)
     assert renderer.parse_response(target) == ({"role": "assistant", "content": '{"team": "billing"}'}, True)
 
 
 def test_encode_example_raw_is_the_plain_encoded_query(tokenizer) -> None:
     chat, raw = get_renderer("chat", tokenizer), get_renderer("raw", tokenizer)
-    prompt, target = encode_example(make_example(tokens=[7, 2]), chat, raw, True, tokenizer)
+    prompt, target = encode_example(make_example(tokens=[7, 2]), chat, raw, True)
     assert prompt == tokenizer.encode("Where is parcel 0?")
     assert target == [7, 2]
 
@@ -45,7 +45,7 @@ def test_encode_example_never_shows_a_conversation_raw(tokenizer) -> None:
         {"role": "user", "content": "c"},
     ]
     example = Example("e", "q", turns, "d", None)
-    prompt, _ = encode_example(example, chat, raw, True, tokenizer)
+    prompt, _ = encode_example(example, chat, raw, True)
     assert prompt == chat.build_generation_prompt(turns).to_ints()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +15,19 @@ from raydistill.core.topk import read_rows
 from raydistill.dataset.judge import Judgement
 from raydistill.dataset.keep import Origin, keep, keep_table
 from raydistill.dataset.layout import DROP_SCHEMA, EXAMPLE_SCHEMA, example_schema, examples_from_table
-from raydistill.dataset.ledger import best_rows
+from raydistill.dataset.pick import pick_rows
 from raydistill.dataset.quality import JudgeConfig, QualityConfig
 from raydistill.dataset.rules import Rules, compile_rules
 from tests.dataset.answers import make_answer
+from tests.dataset.ledger import commit, pack
+from tests.dataset.ledger import make_answer as make_ledger_answer
 
 ORIGIN = Origin("model@revision", "p" * 32)
 LABELS = np.array([[1, 2], [3, 4], [5, -1]], dtype=np.int32), np.array([[0, -1], [-2, -3], [-4, -9]], dtype=np.float16)
 
 
 def to_table(answers: Sequence[Answer], top_logprobs: int | None = None) -> pa.Table:
-    return answers_to_table([answer_to_row(answer, f"{answer.id}-0") for answer in answers], top_logprobs)
+    return answers_to_table([answer_to_row(answer) for answer in answers], top_logprobs)
 
 
 ANSWERS = st.builds(
@@ -108,16 +111,21 @@ def test_rows_of_a_ledger_without_soft_labels_need_no_array() -> None:
     assert "top_ids" not in row
 
 
-def test_best_rows_prefers_answers_to_failures_and_counts_an_id_once() -> None:
+def test_the_first_good_answer_is_picked_else_the_last_failure(tmp_path: Path) -> None:
     rows = [("a", None), ("a", None), ("b", "x"), ("b", None), ("b", "y"), ("c", "x"), ("c", "y")]
-    table = pa.table({"id": [row[0] for row in rows], "error": pa.array([row[1] for row in rows], pa.string())})
-    assert best_rows(table) == {"a": 0, "b": 3, "c": 6}
+    answers = [
+        dataclasses.replace(make_ledger_answer(name), error=error, text=str(index))
+        for index, (name, error) in enumerate(rows)
+    ]
+    shards = [commit(tmp_path, "one", answers[:3]), commit(tmp_path, "two", answers[3:])]
+    tables = pick_rows(str(tmp_path), shards, np.sort(pack("a", "b", "c")))
+    assert {text for table in tables for text in table["text"].to_pylist()} == {"0", "3", "6"}
+    (table,) = pick_rows(str(tmp_path), shards, pack("b"))
+    assert table["text"].to_pylist() == ["3"]
 
 
 def test_ids_depend_on_all_that_determines_an_answer() -> None:
-    query = [{"role": "user", "content": "a"}]
-    ids = {answer_id(query, "f", 0), answer_id(query, "f", 1), answer_id(query, "g", 0), answer_id([], "f", 0)}
+    ids = {answer_id("q", "f", 0), answer_id("q", "f", 1), answer_id("q", "g", 0), answer_id("r", "f", 0)}
     assert len(ids) == 4
-    assert answer_id(query, "f", 0) == answer_id([{"content": "a", "role": "user"}], "f", 0)
     assert all(0 <= row_seed(identifier) < 2**31 for identifier in ids)
     assert len({row_seed(identifier) for identifier in ids}) == 4

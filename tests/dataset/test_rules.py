@@ -119,7 +119,7 @@ REFUSED = [
     "Lo siento, no puedo ayudar con eso.",
     "Desculpe, não posso ajudar com isso.",
     "Mi dispiace, non posso aiutarti.",
-    "很抱歉，我无法回答这个问题。",  # noqa: RUF001
+    "很抱歉，我无法回答这个问题。",
     "申し訳ありませんが、お答えできません。",
     "죄송하지만 도와드릴 수 없습니다.",
 ]
@@ -185,7 +185,7 @@ def test_the_first_broken_rule_counts() -> None:
     found += [keep(good, ORIGIN, rules, Judgement("a1", "r", score, "reply")) for score in scores]
     reasons = [verdict.reason if isinstance(verdict, Drop) else "kept" for verdict in found]
     assert reasons == [*(reason for _, reason in steps), "unjudged", "low_score", "kept"]
-    assert reasons[:-1] == list(DROP_REASONS)[:-1], "and a duplicate is only seen in a table"
+    assert reasons[:-1] == list(DROP_REASONS)[:-2], "duplicates are only seen among all rows"
 
 
 @settings(deadline=None)

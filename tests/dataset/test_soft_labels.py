@@ -1,19 +1,16 @@
 """Soft labels of a finished dataset: read back as arrays, left out where they would be of other tokens."""
 
 import dataclasses
-import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from raydistill.core.answers import answer_to_row, answers_to_table
-from raydistill.core.records import Shard, to_json
-from raydistill.core.topk import parquet_options
+from raydistill.core.records import to_json
 from raydistill.dataset.export import to_jsonl
 from raydistill.dataset.keep import Origin, keep_table
+from raydistill.dataset.layout import write_table
 from raydistill.dataset.read import read_examples
 from tests.dataset.answers import make_answer
 from tests.dataset.ledger import DRAFT
@@ -25,12 +22,9 @@ LOGPROBS = np.array([[0, -1], [-2, -3.5], [-4, -65504]], dtype=np.float16)
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     answers = [make_answer(id=name, top_ids=IDS, top_logprobs=LOGPROBS) for name in "ab"]
-    table = answers_to_table([answer_to_row(answer, answer.id) for answer in answers], 2)
+    table = answers_to_table([answer_to_row(answer) for answer in answers], 2)
     examples, _ = keep_table(table, Origin("m@r", DRAFT.prompt_digest))
-    file = io.BytesIO()
-    pq.write_table(examples, file, **parquet_options(examples.schema))
-    (tmp_path / "part-0.parquet").write_bytes(file.getvalue())
-    shard = Shard(uri="part-0.parquet", rows=2, sha256=hashlib.sha256(file.getvalue()).hexdigest())
+    shard = write_table(str(tmp_path), "part-0.parquet", examples)
     manifest = dataclasses.replace(DRAFT, finished=True, shards=[shard])
     (tmp_path / "manifest.json").write_text(to_json(manifest))
     return str(tmp_path)

@@ -23,10 +23,10 @@ from raydistill.engine.ingress import make_ingress
 
 key, port = sys.stdin.read(), int(sys.argv[1])  # Ray logs command lines
 
-@serve.deployment(name="engine", ray_actor_options={"num_cpus": 1})
+@serve.deployment(name="engine", num_replicas=2, ray_actor_options={"num_cpus": 1})
 class Engine:
     async def status(self):
-        return {"models": ["m"]}
+        return {"replica": serve.get_replica_context().replica_id.unique_id, "models": ["m"]}
 
 def start(has_key):
     found = read_key() if has_key else None
@@ -49,7 +49,9 @@ stop_application("front")
 start(has_key=True)
 url = f"http://127.0.0.1:{port}/status"
 sent = [{}, {"X-API-Key": "tml-wrong"}, {"X-API-Key": key}, {"Authorization": f"Bearer {key}"}]
-told["statuses"] = [httpx.get(url, headers=headers, timeout=30).status_code for headers in sent]
+answers = [httpx.get(url, headers=headers, timeout=30) for headers in sent]
+told["statuses"] = [answer.status_code for answer in answers]
+told["replicas"] = [replica["replica"] for replica in answers[-1].json()["replicas"]]
 stop_application("front")
 ray.shutdown()
 files = [file for file in logs.rglob("*") if file.is_file()]
@@ -77,5 +79,6 @@ def test_open_front_is_refused_without_a_key_and_the_key_reaches_the_replica_and
     for refusal in (told["job"], told["replica"]):
         assert "Serve listens on 0.0.0.0" in refusal and "RAYDISTILL_API_KEY" in refusal
     assert told["statuses"] == [401, 401, 200, 200]
+    assert len(set(told["replicas"])) == 2, "the front asks every replica for its status"
     assert told["files"] > 5 and told["leaks"] == []
     assert KEY not in done.stdout + done.stderr

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jobs.data_plan import CreateDataConfig
+from jobs.data_config import CreateDataConfig
 from tests.jsonl import write_jsonl
 
 

@@ -9,15 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import create_data
-from raydistill.core.errors import ConflictError
-from raydistill.dataset.read import read_examples
+from jobs.data_plan import EXPANDED
+from raydistill.core.errors import BudgetError, ConflictError, QualityError
+from raydistill.core.records import Manifest
+from raydistill.dataset.read import read_examples, read_manifest
+from raydistill.queries.read import iter_queries
 from raydistill.renderers import get_renderer, load_tokenizer
 from tests.jobs.create_data_desk import Desk, contents, num_asked
 from tests.teacher import hash_teacher
 
 GOOD = [f"Question {index}" for index in range(30)]
 ODD = ["TRUNCATE a", "TRUNCATE b", "EMPTY a", "FAIL a", "LATER a", "long " * 100, "FLAKY a", "CRASH a"]
-EVERYTHING = {"num_examples": 38, "max_attempts": 5}
+EVERYTHING = {"num_examples": 38, "max_attempts": 5, "smoke_min_kept": 0}
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +43,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, model_dir: str, cluster: b
 def desk(tmp_path_factory: pytest.TempPathFactory, model_dir: str, teacher: Any) -> Desk:
     """A desk whose dataset was made by a teacher with every fault."""
     made = Desk(tmp_path_factory.mktemp("desk"), model_dir, GOOD + ODD)
-    progress: list[tuple[int, int]] = []
-    create_data.run(made.config(**EVERYTHING), teacher[0], on_progress=lambda *now: progress.append(now))
-    assert progress[-1] == (38, 38)
-    assert [now for now, _ in progress] == sorted({now for now, _ in progress})
+    progress: list[Manifest] = []
+    create_data.run(made.config(**EVERYTHING), teacher[0], on_progress=progress.append)
+    answered = [now.counts["answered"] for now in progress]
+    assert answered[-1] == 38
+    assert answered == sorted(set(answered))
+    assert sum(progress[-1].counts["dropped"].values()) == 6
     return made
 
 
@@ -110,7 +115,7 @@ def test_create_data_grows_by_asking_only_what_is_new(tmp_path: Path, model_dir:
     create_data.run(desk.config(num_examples=30, num_samples=2), handle)
     assert num_asked(log) == asked + 30
     grown, manifest = read_examples(str(desk.output))
-    assert grown[:10] == first
+    assert {example.id for example in first} < {example.id for example in grown}
     assert len({example.id for example in grown}) == len({example.response for example in grown}) == 30
     assert manifest is not None
     assert {path.name for path in desk.output.glob("part-*")} == {shard.uri for shard in manifest.shards}
@@ -118,3 +123,102 @@ def test_create_data_grows_by_asking_only_what_is_new(tmp_path: Path, model_dir:
     create_data.run(desk.config(num_examples=10), handle)
     assert num_asked(log) == asked + 30
     assert read_examples(str(desk.output))[0] == first
+
+
+def test_first_rows_that_cannot_be_used_end_the_job_before_the_rest_is_asked(
+    tmp_path: Path, model_dir: str, teacher: Any
+) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, [f"Smoke TRUNCATE {index}" for index in range(60)])
+    config = desk.config(num_examples=60, smoke_rows=6, smoke_min_kept=5)
+    asked = num_asked(log)
+    with pytest.raises(QualityError, match="of the first 6 answers 0 can be used") as caught:
+        create_data.run(config, handle, on_progress=lambda _: None)
+    assert "6 truncated: no end after 40 tokens" in str(caught.value)
+    assert num_asked(log) == asked + 6
+    with pytest.raises(QualityError, match="of the first 6 answers 0"):
+        create_data.run(config, handle, on_progress=lambda _: None)
+    assert num_asked(log) == asked + 6
+
+    with pytest.raises(QualityError, match="not one of 60 answers is usable"):
+        create_data.run(config.model_copy(update={"smoke_min_kept": 0}), handle, on_progress=lambda _: None)
+    assert num_asked(log) == asked + 60
+
+
+def test_asking_stops_at_max_cost_and_goes_on_with_a_larger_one(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, [f"Cost {index}" for index in range(400)])
+    prices = {"input": 0, "output": 1e6}  # one for each token of an answer
+    config = desk.config(num_examples=400, concurrency=4, num_actors=1, prices=prices, max_cost=100)
+    asked = num_asked(log)
+    with pytest.raises(BudgetError, match="max_cost is 100"):
+        create_data.run(config, handle, on_progress=lambda _: None)
+    before = num_asked(log) - asked
+    manifest = read_manifest(str(desk.output))
+    assert not manifest.finished
+    assert config.cost(manifest.tokens) >= 100
+    assert before < 400, "it stopped"
+    assert manifest.counts["answered"] == before, "all that was asked was kept"
+
+    manifest = create_data.run(config.model_copy(update={"max_cost": 1e9}), handle, on_progress=lambda _: None)
+    assert manifest.finished
+    assert num_asked(log) == asked + 400
+    assert manifest.counts["kept"] == 400
+
+
+def test_the_teacher_writes_queries_once_where_there_are_too_few(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, ["Where is my parcel?", "Can I pay later?"])
+    expand = {"enabled": True, "max_tokens": 64}
+    config = desk.config(num_examples=12, num_samples=2, expand=expand, smoke_min_kept=0)
+    manifest = create_data.run(config, handle, on_progress=lambda _: None)
+    assert manifest.counts["asked"] == 12
+    written = list(iter_queries(str(desk.output / EXPANDED)))
+    assert len(written) >= 4
+    assert all(query.metadata["kind"] and query.metadata["origin"] for query in written)
+    asked = num_asked(log)
+    assert create_data.run(config, handle, on_progress=lambda _: None) == manifest
+    assert num_asked(log) == asked
+
+
+def test_a_judge_grades_once_and_another_threshold_asks_nothing(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, [f"Judge {index}" for index in range(30)])
+
+    def run(**judge: Any) -> dict[str, Any]:
+        table = {"rubric": "Is it short?", "lowest_score": 0, "highest_score": 9, "sees_prompt": False, **judge}
+        config = desk.config(num_examples=30, judge=table, max_dropped_share=1.0)
+        return create_data.run(config, handle, on_progress=lambda _: None).counts
+
+    asked = num_asked(log)
+    all_kept = run(threshold=0)
+    assert num_asked(log) == asked + 60, "each row, and each answer once more by the judge"
+    graded = all_kept["kept"]
+    assert 0 < graded < 30, "a hash is a score now and then"
+    assert all_kept["dropped"] == {"unjudged": 30 - graded}
+    fewer = run(threshold=5)
+    assert num_asked(log) == asked + 60
+    assert fewer["kept"] + fewer["dropped"].get("low_score", 0) == graded
+    run(threshold=5, rubric="Is it long?")
+    assert num_asked(log) == asked + 90
+
+
+def test_new_rules_ask_nothing_and_near_queries_are_not_asked(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    handle, log = teacher
+    text = "Where is the parcel that I sent to my aunt in Aberdeen on Monday, and who signed for it"
+    desk = Desk(tmp_path, model_dir, [f"Rule {index}" for index in range(20)] + [f"{text}?", f"{text} ?!"])
+    changes = {"num_examples": 21, "near_duplicates": 0.8, "smoke_min_kept": 0, "max_dropped_share": 1.0}
+    asked = num_asked(log)
+    manifest = create_data.run(desk.config(**changes), handle, on_progress=lambda _: None)
+    assert num_asked(log) == asked + 21
+    assert manifest.counts["not_asked"] == {"near_duplicate": 1}
+    drops = [row for shard in manifest.drops for row in pq.read_table(desk.output / shard.uri).to_pylist()]
+    assert [(row["id"], row["reason"]) for row in drops] == [(None, "near_duplicate")]
+
+    examples, _ = read_examples(str(desk.output))
+    first = examples[0].response
+    quality = {"must_not_match": [first]}
+    again = create_data.run(desk.config(**changes, quality=quality), handle, on_progress=lambda _: None)
+    assert num_asked(log) == asked + 21
+    assert again.counts["dropped"] == {"forbidden": 1}
+    assert again.counts["kept"] == 20

@@ -8,8 +8,10 @@ import pytest
 
 from jobs import create_data, data_plan
 from raydistill.core.errors import ConfigError
+from raydistill.core.idset import pack_ids
 from raydistill.engine.config import EngineConfig
 from raydistill.queries.read import read_queries
+from raydistill.teacher.rows import Choice
 from tests.jobs.create_data_desk import Desk, contents
 from tests.processes import run_job
 
@@ -73,7 +75,7 @@ def test_main_ends_with_status_2_and_every_fault(tmp_path: Path, model_dir: str)
     ]
     ended = run_job("create_data", *arguments)
     assert ended.returncode == 2
-    for part in ("temperatur", "temperature", "num_examples", "top_p", "teacher_model", "queries"):
+    for part in ("temperatur", "temperature", "num_examples", "top_p", "teacher_model"):
         assert part in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not desk.output.exists()
@@ -81,9 +83,15 @@ def test_main_ends_with_status_2_and_every_fault(tmp_path: Path, model_dir: str)
 
 def test_rows_of_a_seed_are_the_first_of_a_larger_number(tmp_path: Path, model_dir: str) -> None:
     desk = Desk(tmp_path, model_dir, [f"Order {index}" for index in range(50)])
-    small = data_plan.make_plan(desk.config(num_examples=20)).rows
-    large = data_plan.make_plan(desk.config(num_examples=80, num_samples=2)).rows
-    assert large[:20] == small
-    assert Counter(row.sample_index for row in large) == {0: 50, 1: 30}
-    queries = read_queries(desk.queries)
-    assert [row.query for row in data_plan.make_plan(desk.config(num_examples=50)).rows] != queries
+
+    def choose(**changes: Any) -> tuple[Choice, set[bytes]]:
+        choice = data_plan.make_plan(desk.config(**changes)).choice
+        return choice, set(choice.row_ids().tolist())
+
+    small, small_ids = choose(num_examples=20)
+    large, large_ids = choose(num_examples=80, num_samples=2)
+    assert (len(small_ids), len(large_ids)) == (20, 80)
+    assert small_ids < large_ids
+    assert Counter(large.num_samples.tolist()) == {1: 20, 2: 30}
+    in_file_order = pack_ids(query.id for query in read_queries(desk.queries))[:20]
+    assert set(small.ids[small.num_samples > 0].tolist()) != set(in_file_order.tolist())

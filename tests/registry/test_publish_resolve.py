@@ -180,7 +180,7 @@ def test_damaged_records_are_named(uri, adapter):
         f"{uri}/v0002/version.json",
         json.dumps(dataclasses.asdict(version)).encode(),
     )
-    with pytest.raises(VerificationError, match="says it is v0001"):
+    with pytest.raises(VerificationError, match="says it is triage/v0001"):
         read_version(uri, "v0002")
     storage.write_bytes(f"{uri}/v0001/version.json", b"{}")
     with pytest.raises(VerificationError, match=r"v0001/version\.json is no version"):

@@ -3,7 +3,7 @@
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from raydistill.teacher.ask import describe_failure
+from raydistill.teacher.attempt import describe_failure
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""The teacher writes further queries: round by round, each in storage before the next one is asked for."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from jobs.asking import make_settings
+from jobs.data_config import CreateDataConfig
+from jobs.data_plan import EXPANDED, Plan, Queries, Teacher
+from raydistill.core import storage
+from raydistill.core.answers import row_seed
+from raydistill.core.errors import NotFoundError
+from raydistill.core.patience import patiently
+from raydistill.core.records import TokenRequest
+from raydistill.core.uris import join
+from raydistill.queries.expand import Expansion, Reply, expand_queries, query_to_line
+from raydistill.queries.plan import ExpansionRequest
+from raydistill.queries.read import iter_queries
+from raydistill.teacher.attempt import Attempts
+
+logger = logging.getLogger(__name__)
+
+
+def write_queries(plan: Plan, config: CreateDataConfig, teacher: Teacher, queries: Queries) -> None:
+    """Let the teacher write the queries that the plan is short of, into the dataset's folder.
+
+    Args:
+        plan: says how many.
+        config: how to ask, and what for.
+        teacher: that writes them.
+        queries: those that are given, which are shown to it, and those that may not be resembled.
+
+    Raises:
+        ConfigError: nothing new comes any more, and there are not enough.
+        ConflictError: another create_data is writing to this dataset.
+    """
+    uri = join(plan.folder, EXPANDED)
+    try:
+        data, etag = storage.read(uri)
+        written = list(iter_queries(uri))
+    except NotFoundError:
+        data, etag, written = b"", storage.ABSENT, []
+    expansion = Expansion(plan.prompt, list(queries.given()), config.seed, config.expand)
+    attempts = Attempts(teacher.handle, make_settings(config, teacher, num_actors=1))
+
+    def ask(requests: list[ExpansionRequest]) -> list[Reply]:
+        with ThreadPoolExecutor(config.concurrency) as threads:
+            return list(threads.map(lambda request: _ask(request, plan, config, attempts), requests))
+
+    for found in expand_queries(expansion, written, len(written) + plan.num_short, ask, queries.apart()):
+        data += "".join(map(query_to_line, found.kept)).encode()
+        etag = patiently(lambda data=data, etag=etag: storage.write_bytes(uri, data, if_match=etag))
+        logger.info("queries: round %d brought %d new ones; %s", found.index, len(found.kept), found.rejected or "")
+
+
+def _ask(request: ExpansionRequest, plan: Plan, config: CreateDataConfig, attempts: Attempts) -> Reply:
+    """Return what the teacher writes to one request; P is not put in front of it."""
+    renderer = plan.renderer
+    (result,) = attempts.ask(
+        [
+            TokenRequest(
+                tokens=renderer.build_generation_prompt(request.messages).to_ints(),
+                max_tokens=config.expand.max_tokens,
+                temperature=config.expand.temperature,
+                seed=row_seed(request.id),
+                stop_token_ids=renderer.get_stop_sequences(),
+            )
+        ]
+    )
+    if not result.tokens:
+        return Reply("")
+    return Reply(renderer.parse_response(result.tokens)[0]["content"], truncated=result.finish_reason == "length")

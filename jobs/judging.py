@@ -1,0 +1,71 @@
+"""The teacher grades the answers that the rules keep: rows and a ledger like any other, in `judgements/`."""
+
+import dataclasses
+import json
+
+from jobs.asking import Work, ask_missing
+from jobs.data_config import CreateDataConfig
+from jobs.data_plan import Plan, Teacher, find_unjudged, read_standing
+from jobs.progress import show_asking
+from jobs.watching import Asker
+from raydistill.core.errors import NotFoundError
+from raydistill.core.idset import pack_ids
+from raydistill.core.prompts import Prompt
+from raydistill.core.uris import join
+from raydistill.dataset.appending import OpenLedger
+from raydistill.dataset.judge import Rubric, judge_messages, judgement_id
+from raydistill.dataset.keep import Origin
+from raydistill.dataset.ledger import LedgerWriter, find_unnamed
+from raydistill.dataset.read import read_manifest
+from raydistill.dataset.sieve import JUDGEMENTS
+
+NO_PROMPT = Prompt("messages", [])
+
+
+def judge_answers(plan: Plan, rubric: Rubric, config: CreateDataConfig, teacher: Teacher) -> None:
+    """Ask the judge for every answer that the rules keep and that it has not graded yet.
+
+    Raises:
+        ServiceError, BudgetError: as asking does; what was judged until then stays.
+    """
+    answers = list(find_unjudged(plan, rubric, read_standing(plan, retry_failed=False)))
+    if not answers:
+        return
+    rows = (
+        {
+            "id": judgement_id(answer.id, rubric.digest),
+            "query_id": answer.id,
+            "sample_index": 0,
+            "messages": json.dumps(judge_messages(plan.prompt, answer, rubric), ensure_ascii=False),
+        }
+        for answer in answers
+    )
+    place = join(plan.folder, JUDGEMENTS)
+    ledger = _open(place, plan, len(answers))
+    origin = Origin.of(plan.draft)
+    work = Work(NO_PROMPT, plan.renderer, rows, len(answers), LedgerWriter(place, origin), pack_ids([]))
+    asking = {
+        "temperature": rubric.temperature,
+        "top_p": 1.0,
+        "max_tokens": rubric.max_tokens,
+        "stop": [],
+        "top_logprobs": None,
+        "answer_turns": "last",
+        "max_cost": None,  # the answers are paid for: without their grades they would be worth nothing
+    }
+    with show_asking(len(answers), config.cost if config.prices else None) as progress:
+        ask_missing(Asker(config.model_copy(update=asking), teacher, ledger, progress), work)
+
+
+def _open(place: str, plan: Plan, num_rows: int) -> OpenLedger:
+    """Return the ledger of judgements, with what is there already."""
+    counts = {"asked": num_rows, "answered": 0, "kept": 0, "dropped": {}}
+    draft = dataclasses.replace(plan.draft, sampling={}, counts=counts)
+    try:
+        before = read_manifest(place)
+        draft = dataclasses.replace(draft, answers=before.answers, tokens=before.tokens)
+    except NotFoundError:
+        before = draft
+    ledger = OpenLedger(place, draft)
+    ledger.add(find_unnamed(place, before.answers, Origin.of(plan.draft)))
+    return ledger

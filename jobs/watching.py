@@ -1,0 +1,168 @@
+"""While rows are asked: commits are named and counted, and the word to go on or to stop is said."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from jobs.data_config import CreateDataConfig
+from jobs.data_plan import Teacher
+from raydistill.core.answers import Commit
+from raydistill.core.errors import BudgetError, QualityError, RaydistillError, ServiceError
+from raydistill.core.records import Manifest
+from raydistill.dataset.appending import OpenLedger
+from raydistill.dataset.finish import check_first
+from raydistill.dataset.rules import Rules
+from raydistill.teacher.attempt import count_replicas
+
+POLL_SECONDS = 0.5
+COUNT_SECONDS = 2.0  # between two looks at the number of replicas
+
+
+@dataclasses.dataclass(frozen=True)
+class Asker:
+    """What is the same for all rows of one run.
+
+    Attributes:
+        on_progress: told how far the ledger is, where it moved.
+    """
+
+    config: CreateDataConfig
+    teacher: Teacher
+    ledger: OpenLedger
+    on_progress: Callable[[Manifest], None]
+
+    def is_over_budget(self) -> bool:
+        """Return whether the dataset has cost max_cost."""
+        config = self.config
+        return config.max_cost is not None and config.cost(self.ledger.manifest.tokens) >= config.max_cost
+
+    def describe_budget(self) -> BudgetError:
+        """Return the error that says so."""
+        return BudgetError(
+            f"{self.ledger.folder}: its answers cost {self.config.cost(self.ledger.manifest.tokens):.4g} so far, and "
+            f"max_cost is {self.config.max_cost:g}. They are kept; raise max_cost and run the same command again to go "
+            "on."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class First:
+    """The (query, sample)s that are looked at before all others are asked.
+
+    Attributes:
+        ids: sorted packed ids of all of them.
+        names: of the request objects with those that are still to be asked.
+        num_rows: how many those are.
+        min_kept: so many of all must be kept.
+        rules: by which they are.
+    """
+
+    ids: np.ndarray
+    names: frozenset[str]
+    num_rows: int
+    min_kept: int
+    rules: Rules
+
+
+def start_thread(work: Callable[[], None]) -> Future[None]:
+    """Do the work on a thread; a daemon, since Ray Data cannot be told to give up and must not keep the process."""
+    future: Future[None] = Future()
+
+    def target() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=target, name="ask-teacher", daemon=True).start()
+    return future
+
+
+class Watch:
+    """Follows one run of asking actors to its end."""
+
+    def __init__(self, asker: Asker, tally: Any, first: First | None) -> None:
+        """Take the run, the tally of its actors, and the rows that decide whether it goes on."""
+        self._asker = asker
+        self._tally = tally
+        self._first = first
+        self._last_count = 0.0
+        self._num_first = 0  # of them in the ledger, of this run
+        self._reason: RaydistillError | None = None  # why it was told to stop
+
+    def follow(self, work: Future[None], stall_seconds: float) -> None:
+        """Return when the work is done and all its commits are in the manifest.
+
+        Raises:
+            ServiceError: it failed, or nothing was committed for stall_seconds.
+            QualityError, BudgetError: it was told to stop.
+        """
+        last_commit = time.monotonic()
+        while True:
+            is_done = work.done()
+            commits = ray.get(self._tally.take.remote())
+            if commits:
+                last_commit = time.monotonic()
+                self._take(commits)
+            self._asker.ledger.compact()
+            self._count_replicas()
+            if is_done:
+                break
+            if time.monotonic() - last_commit > stall_seconds:
+                raise ServiceError(
+                    f"{self._asker.ledger.folder}: no answer was committed for {stall_seconds:.0f} s. Look at the "
+                    "teacher's and Ray's logs (are there enough logical CPUs?), then run the same command again; it "
+                    "goes on where it stopped."
+                )
+            time.sleep(POLL_SECONDS)
+        try:
+            work.result()
+        except RayError as error:
+            raise ServiceError(f"asking the teacher failed: {error}. Run the same command again to go on.") from error
+        if self._reason is not None:
+            raise self._reason
+
+    def _count_replicas(self) -> None:
+        """Let the actors know where the teacher has grown or shrunk."""
+        if self._asker.teacher.max_replicas == 1 or time.monotonic() - self._last_count < COUNT_SECONDS:
+            return
+        self._last_count = time.monotonic()
+        self._tally.count_replicas.remote(count_replicas(self._asker.teacher.handle))
+
+    def _take(self, commits: list[Commit]) -> None:
+        asker, first = self._asker, self._first
+        asker.ledger.add(commits)
+        asker.on_progress(asker.ledger.manifest)
+        if first is not None:
+            names = (PurePosixPath(commit.shard.uri).name.partition("-")[0] for commit in commits)
+            self._num_first += sum(
+                commit.pairs for commit, name in zip(commits, names, strict=True) if name in first.names
+            )
+            if self._num_first >= first.num_rows:
+                self._first = None
+                self._look_at(first)
+        if self._reason is None and asker.is_over_budget():
+            self._stop(asker.describe_budget())
+
+    def _look_at(self, first: First) -> None:
+        ledger = self._asker.ledger
+        try:
+            check_first(ledger.folder, ledger.manifest, first.ids, first.min_kept, first.rules)
+        except QualityError as error:
+            self._stop(error)
+        else:
+            ray.get(self._tally.say.remote("go"))
+
+    def _stop(self, reason: RaydistillError) -> None:
+        self._reason = reason
+        ray.get(self._tally.say.remote("stop"))

@@ -1,0 +1,39 @@
+"""Waiting for a store that is away for a while: work that took hours is not given up for a minute's outage."""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from raydistill.core.errors import UnavailableError
+
+PATIENCE_SECONDS = 180.0
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 10.0
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+def patiently(do: Callable[[], Result], patience_seconds: float = PATIENCE_SECONDS) -> Result:
+    """Return what `do` returns; where a store is away, try again until it is back or patience ends.
+
+    Args:
+        do: may be done again when it was cut off: reads, and writes of a whole object.
+        patience_seconds: from the first failure on.
+
+    Raises:
+        UnavailableError: the last failure.
+    """
+    start, wait_seconds = None, FIRST_WAIT_SECONDS
+    while True:
+        try:
+            return do()
+        except UnavailableError as error:
+            start = start or time.monotonic()
+            if time.monotonic() - start > patience_seconds:
+                raise
+            logger.warning("%s Trying again.", error)
+        time.sleep(wait_seconds * random.uniform(0.5, 1.0))
+        wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
