@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-MAX_TOP_LOGPROBS = 20  # what engines give by default
 PADDING_ID = -1  # an index that torch refuses, so a trainer that forgets the mask hears of it
 LOWEST_LOGPROB = float(np.finfo(np.float16).min)  # -65504; exp of it is 0
 _ROUNDING_NATS = 1e-2  # a log-probability may come out this far above 0 in bfloat16

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import regex
 from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import SchemaError, ValidationError, best_match
 from referencing import Registry, Resource
@@ -30,16 +29,22 @@ def check_schema(schema: Any) -> None:
         canonical_json(schema)
     except TypeError as error:
         raise ValueError(f"no JSON schema: {error}") from error
-    kind = validators.validator_for(schema, default=Draft202012Validator)
+    kind = _find_dialect(schema)
+    if kind is None:
+        raise ValueError(f"no JSON schema: $schema {schema['$schema']!r} is no version of JSON schema")
     try:
         kind.check_schema(schema)
         _check_references(schema)
-        for pattern in _find_patterns(schema):
-            regex.compile(pattern)
     except SchemaError as error:
         raise ValueError(f"no JSON schema: {error.json_path}: {error.message}") from error
-    except regex.error as error:
-        raise ValueError(f"no JSON schema: a pattern is no regular expression ({error})") from error
+
+
+def _find_dialect(schema: dict[str, Any]) -> Any:
+    """Return jsonschema's class for the version that a schema names, the newest where it names none."""
+    if "$schema" not in schema:
+        return Draft202012Validator
+    unknown: Any = None
+    return validators.validator_for(schema, default=unknown) if isinstance(schema["$schema"], str) else unknown
 
 
 def _check_references(schema: dict[str, Any]) -> None:
@@ -55,16 +60,6 @@ def _check_references(schema: dict[str, Any]) -> None:
                 what = f"$ref {reference!r} leads nowhere; it may only name what the schema itself holds"
                 raise ValueError(f"no JSON schema: {what}") from error
         to_do += [(inner, resolver.in_subresource(inner)) for inner in resource.subresources()]
-
-
-def _find_patterns(schema: Any) -> Iterator[str]:
-    if isinstance(schema, dict):
-        if isinstance(schema.get("pattern"), str):
-            yield schema["pattern"]
-        schema = list(schema.values())
-    if isinstance(schema, list):
-        for inner in schema:
-            yield from _find_patterns(inner)
 
 
 def parse(text: str) -> Any:
@@ -111,8 +106,7 @@ def find_violation(value: Any, schema: str) -> str | None:
 @functools.lru_cache(maxsize=8)
 def _make_validator(schema: str) -> Any:
     contents = json.loads(schema)
-    kind = validators.validator_for(contents, default=Draft202012Validator)
-    return validators.extend(kind, {"pattern": _check_pattern})(contents, registry=_OFFLINE)
+    return validators.extend(_find_dialect(contents), {"pattern": _check_pattern})(contents, registry=_OFFLINE)
 
 
 def _check_pattern(_validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[ValidationError]:

@@ -49,20 +49,9 @@ def folder_of(data_file: str) -> str:
     return f"{data_file}.d" if data_file.endswith(".jsonl") else data_file
 
 
-def example_to_row(example: Example) -> dict[str, Any]:
-    """Return an Example as a row of EXAMPLE_SCHEMA, without soft labels."""
-    row = {name: getattr(example, name) for name in EXAMPLE_SCHEMA.names}
-    return row | {"messages": json.dumps(example.messages, ensure_ascii=False)}
-
-
-def example_from_row(row: dict[str, Any]) -> Example:
-    """Return the Example of a row of EXAMPLE_SCHEMA."""
-    return Example(**{**row, "messages": json.loads(row["messages"])})
-
-
 def examples_from_table(table: pa.Table) -> list[Example]:
     """Return the Examples of a table of `example_schema`."""
-    return [example_from_row(row) for row in read_rows(table)]
+    return [Example(**{**row, "messages": json.loads(row["messages"])}) for row in read_rows(table)]
 
 
 def drop_to_row(drop: Drop) -> dict[str, Any]:

@@ -18,7 +18,7 @@ REFUSALS = (
     r"\bi(?: can(?:not|'t| not)|'m (?:unable|not able) to| am (?:unable|not able) to| won't| will not)"
     r"(?: be able to)? (?:help|assist|answer|comply|fulfil|provide|discuss|support|engage|do (?:that|this))",
     r"\bas an? (?:ai|(?:large )?language model)\b(?:[ -](?:language )?(?:model|assistant))?,? "
-    r"i (?:can|am|do|must|won't)",
+    r"i (?:can(?:not|'t| not)|am (?:unable|not)|do(?:n't| not)|must (?:decline|refuse)|won't|will not)",
     r"\bagainst my (?:guidelines|programming|polic(?:y|ies))\b",
     r"\bich kann\b[^.!?\n]{0,40}\bnicht (?:weiter)?(?:helfen|beantworten|unterstützen|nachkommen)",
     r"\bkann ich\b[^.!?\n]{0,40}\bnicht (?:weiter)?(?:helfen|beantworten|unterstützen|nachkommen)",

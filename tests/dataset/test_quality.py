@@ -25,6 +25,8 @@ def test_a_bad_expression_is_named_with_its_key(key: str) -> None:
         ({"$ref": "#/$defs/nothing"}, r"no JSON schema: \$ref '#/\$defs/nothing' leads nowhere"),
         ({"properties": {"a": {"$ref": "https://example.invalid/schema.json"}}}, r"no JSON schema: \$ref 'https"),
         ({"properties": {"a": {"pattern": "("}}}, "no JSON schema"),
+        ({"$schema": "https://example.invalid/draft", "type": "object"}, "no JSON schema"),
+        ({"$schema": 5}, "no JSON schema"),
     ],
 )
 def test_a_schema_that_is_no_schema_is_refused_inline_and_in_a_file(schema: dict, fault: str, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+import urllib.request
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from raydistill.core.answers import TOO_LONG
 from raydistill.core.errors import DatasetError
 from raydistill.core.records import DROP_REASONS, Drop, Example
-from raydistill.dataset import timed
+from raydistill.dataset import json_answers, timed
 from raydistill.dataset.judge import Judgement
 from raydistill.dataset.keep import DETAIL_CHARS, Origin, keep
 from raydistill.dataset.quality import JudgeConfig, QualityConfig
@@ -110,7 +111,8 @@ REFUSED = [
     "I\N{RIGHT SINGLE QUOTATION MARK}m sorry, but I\N{RIGHT SINGLE QUOTATION MARK}m not able to do this.",
     "  I cannot assist with that request.",
     "I am unable to provide medical advice.",
-    "As an AI language model, I cannot have opinions.",
+    "As an AI language model, I don't have opinions.",
+    "As a large language model I must decline.",
     "Unfortunately this is against my guidelines.",
     "Tut mir leid, dabei kann ich Ihnen leider nicht helfen.",
     "Ich kann diese Frage nicht beantworten.",
@@ -126,6 +128,7 @@ NOT_REFUSED = [
     "I'm sorry to hear that your parcel is late. We will send a new one.",
     "You can help by sending a photo. I can assist you with the rest.",
     "As an AI engineer, I build models.",
+    "As an AI assistant, I can help you with that at once.",
     "Ich kann Ihnen gern helfen.",
     "Je peux vous aider.",
     "Puedo ayudar con eso.",
@@ -222,6 +225,14 @@ def test_keep_never_gives_an_unknown_reason_or_a_long_detail(answer, table, judg
 def test_a_long_detail_is_cut() -> None:
     detail = keep(make_answer(error="x" * 2000, finish_reason="error"), ORIGIN).detail
     assert detail == "x" * (DETAIL_CHARS - 1) + "…"
+
+
+def test_a_schema_is_never_fetched_from_the_net(monkeypatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **_: asked.append(args))
+    violation = json_answers.find_violation(1, '{"$dynamicRef":"https://example.invalid/schema.json"}')
+    assert violation.startswith("cannot be checked")
+    assert not asked
 
 
 def test_an_answer_that_was_not_judged_is_not_kept() -> None:
