@@ -195,6 +195,22 @@ def require(
         )
 
 
+def require_nodes(what: str, num_nodes: int, cluster: ClusterConfig) -> None:
+    """Refuse what the connected cluster has too few nodes for, unless it grows by itself.
+
+    Raises:
+        CapacityError: with both numbers, before anything is started.
+    """
+    import ray
+
+    have = sum(node["Alive"] for node in ray.nodes())
+    if have < num_nodes and cluster.max_cpus is None and cluster.max_gpus is None:
+        raise CapacityError(
+            f"{what} needs {num_nodes} nodes, the cluster has {have}. Give it more, or choose another placement "
+            "(cluster.max_cpus where it grows by itself)."
+        )
+
+
 def require_shared(places: Sequence[Place], config: ClusterConfig) -> None:
     """Refuse places that not every node of the connected cluster sees; see `check_shared`."""
     import ray

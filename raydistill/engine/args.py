@@ -15,15 +15,6 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts for max_l
 MEMORY_SHARE_ON_CPU = 0.05  # checked against free memory at start only; the KV cache is set in GiB
 
 
-def has_gpu(config: EngineConfig) -> bool:
-    """Return whether the engine is to run on a GPU."""
-    import ray
-
-    if config.accelerator == "auto":
-        return ray.cluster_resources().get("GPU", 0) > 0
-    return config.accelerator == "gpu"
-
-
 def vllm_args(config: EngineConfig, on_gpu: bool, lora: bool) -> dict[str, Any]:
     """Return vLLM's engine arguments: prefix cache on, eager on CPU, raw log-probabilities."""
     args: dict[str, Any] = {
@@ -62,7 +53,7 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
         server_cls: the LLMServer subclass that a replica runs.
         lora: whether adapters can be loaded.
     """
-    on_gpu = has_gpu(config)
+    on_gpu = config.runs_on_gpu()
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     if not on_gpu:
         env |= {
