@@ -70,6 +70,8 @@ def connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(config.num_cpus))
     # It keeps one idle process for each logical CPU, up to 480 MB each (what has imported vllm); one is enough.
     os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
+    # And it starts one for each, at once, which none of our tasks can use: they have a runtime environment.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     ray.init(
         num_cpus=config.num_cpus,
         object_store_memory=config.object_store_mib * 2**20,
