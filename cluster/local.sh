@@ -31,7 +31,7 @@ SERVE_PORT=$(sed -n 's/^  port: *//p' "$STUDENT_CONFIG")
 URL=http://127.0.0.1:$SERVE_PORT
 DASHBOARD=http://127.0.0.1:$DASHBOARD_PORT
 START_SECONDS=300
-STOP_SECONDS=20 # Ray drains a node before it ends
+STOP_SECONDS=5 # a head with Serve on it does not end by itself within 20
 
 fail() {
   echo "error: $*" >&2
@@ -77,6 +77,7 @@ members() { # NAME
 
 stop() { # NAME
   local left pid deadline=$((SECONDS + STOP_SECONDS))
+  [[ -e $STATE/$1.pid ]] || return 0
   left=$(members "$1")
   if [[ -n $left ]]; then
     # The first one ends its children in order; what is left after a while is ended by id.
@@ -140,8 +141,9 @@ use_environment() {
   # Whoever can reach a Ray cluster can run code on it: other users of this machine need the token.
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$STATE/token"
   export PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 RAY_TRAIN_V2_ENABLED=1
-  # As jobs/runtime.py does for a cluster of its own: replicas start one after the other, few idle workers stay.
-  export RAY_worker_maximum_startup_concurrency="$NODE_CPUS" RAY_num_workers_soft_limit=2
+  # As jobs/runtime.py does for a cluster of its own: replicas start one after the other, few idle workers stay, and
+  # none is started beforehand.
+  export RAY_worker_maximum_startup_concurrency="$NODE_CPUS" RAY_num_workers_soft_limit=2 RAY_prestart_worker_first_driver=0
   export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
   export no_proxy="$NO_PROXY"
 }
@@ -190,24 +192,31 @@ up() {
     --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
   launch_head head "$GCS_PORT" "$DASHBOARD_PORT" "$temp_dir/jobs" "${node[@]}"
   launch_head student "$STUDENT_GCS_PORT" "$STUDENT_DASHBOARD_PORT" "$temp_dir/student" "${node[@]}"
+  "$BIN/serve" deploy --address "http://127.0.0.1:$STUDENT_DASHBOARD_PORT" "$STUDENT_CONFIG" >"$STATE/deploy.log" 2>&1 ||
+    fail "the student was not deployed: $(tail -n 5 "$STATE/deploy.log")"
+  # While its engine starts:
   for ((index = 1; index <= WORKERS; index++)); do
     launch "worker-$index" "$BIN/ray" start --address="127.0.0.1:$GCS_PORT" --temp-dir="$temp_dir/jobs" "${node[@]}"
     wait_for "worker-$index" "Ray's worker $index" grep -q "Ray runtime started" "$STATE/worker-$index.log"
   done
   echo "Ray for jobs: 127.0.0.1:$GCS_PORT, dashboard $DASHBOARD, $((WORKERS + 1)) nodes"
-
-  "$BIN/serve" deploy --address "http://127.0.0.1:$STUDENT_DASHBOARD_PORT" "$STUDENT_CONFIG" >"$STATE/deploy.log" 2>&1 ||
-    fail "the student was not deployed: $(tail -n 5 "$STATE/deploy.log")"
   wait_for student "the student" get "$URL/healthz"
   echo "student: $URL"
   trap - EXIT
 }
 
 down() {
-  local name
+  local name student
   trap - EXIT
   is_up || echo "nothing is up"
-  for name in $(names); do stop "$name"; done
+  # The jobs' nodes before their head, the store last; the student's cluster is another one.
+  stop student &
+  student=$!
+  for name in $(names); do
+    if [[ $name != student && $name != s3 ]]; then stop "$name"; fi
+  done
+  wait "$student"
+  stop s3
   if [[ -f $STATE/temp_dir ]]; then
     name=$(<"$STATE/temp_dir")
     [[ $name != */rd.?????? ]] || rm -rf "$name"

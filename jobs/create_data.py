@@ -76,7 +76,7 @@ def run(
     cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
     require_shared(list_places(config), cluster)
-    require("create_data", cpus=logical_cpus(config, engine), cluster=cluster)
+    require("create_data", cpus=logical_cpus(config, engine), gpus=engine.count_gpus(), cluster=cluster)
     start_http(cluster)
     from raydistill.teacher import app
 

@@ -107,7 +107,9 @@ def run(settings: Settings) -> dict[str, Any]:
     with clock.stage("start"):
         connect(settings.cluster)
         require_shared(_list_places(settings), settings.cluster)
-        require("distill", cpus=_logical_cpus(settings), cluster=settings.cluster)
+        gpus = _count_gpus(settings)
+        require("distill", cpus=_logical_cpus(settings), gpus=gpus, cluster=settings.cluster)
+        train.require_spread(settings.train, settings.cluster)
         base_url = start_http(settings.cluster)
     _keep_prompt(settings.task)
     manifest, reference = _ask_teacher(settings, queries, clock)
@@ -177,6 +179,13 @@ def _logical_cpus(settings: Settings) -> int:
     teacher = create_data.logical_cpus(settings.create_data, settings.teacher)
     training = settings.train.num_workers + 1
     return max(teacher, training, 2 * settings.student.max_replicas + 1)
+
+
+def _count_gpus(settings: Settings) -> int:
+    """Return the GPUs that the largest stage holds; training takes those that there are, unless it is told to."""
+    training = settings.train.num_workers if settings.train.use_gpu else 0
+    student = 0 if settings.student.url else settings.student.count_gpus()
+    return max(settings.teacher.count_gpus(), training, student)
 
 
 def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[Manifest, Reference]":

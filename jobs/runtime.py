@@ -70,6 +70,8 @@ def connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(config.num_cpus))
     # It keeps one idle process for each logical CPU, up to 480 MB each (what has imported vllm); one is enough.
     os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
+    # And it starts one for each, at once, which none of our tasks can use: they have a runtime environment.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     ray.init(
         num_cpus=config.num_cpus,
         object_store_memory=config.object_store_mib * 2**20,
@@ -192,6 +194,22 @@ def require(
         raise CapacityError(
             f"{what} needs {'; '.join(short)}. Ask for less, or give the cluster more (cluster.num_cpus; "
             "cluster.max_cpus and cluster.max_gpus where it grows by itself)."
+        )
+
+
+def require_nodes(what: str, num_nodes: int, cluster: ClusterConfig) -> None:
+    """Refuse what the connected cluster has too few nodes for, unless it grows by itself.
+
+    Raises:
+        CapacityError: with both numbers, before anything is started.
+    """
+    import ray
+
+    have = sum(node["Alive"] for node in ray.nodes())
+    if have < num_nodes and cluster.max_cpus is None and cluster.max_gpus is None:
+        raise CapacityError(
+            f"{what} needs {num_nodes} nodes, the cluster has {have}. Give it more, or choose another placement "
+            "(cluster.max_cpus where it grows by itself)."
         )
 
 

@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
         connect(cluster)
         places = [("task.storage", found.storage), *model_places("student_model", found.student_model)]
         require_shared(places, cluster)
-        require("serve", cpus=2 * student.max_replicas + 1, cluster=cluster)
+        require("serve", cpus=2 * student.max_replicas + 1, gpus=student.count_gpus(), cluster=cluster)
         url = start_student(found, student, cluster, start_http(cluster))
         status = read_status(url)
         for alias, exact in status["aliases"].items():

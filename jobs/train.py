@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import task
 from jobs.places import Place, find_model, model_places
-from jobs.runtime import ClusterConfig, connect, disconnect, require, require_shared, run_main
+from jobs.runtime import ClusterConfig, connect, disconnect, require, require_nodes, require_shared, run_main
 from raydistill.core import storage
 from raydistill.core.errors import DatasetError
 from raydistill.core.models import model_revision, read_model_config
@@ -91,6 +91,7 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
     require_shared(list_places(config), cluster)
     gpus = config.num_workers if wants_gpu(config) else 0
     require("train", cpus=config.num_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
+    require_spread(config, cluster)
     dtype = choose_dtype(config, gpus > 0)
     run_id = digest(decide(config, [*rows.train, *rows.validation], student.model_dir, dtype))[:12]
     for version in list_versions(output_uri):
@@ -102,6 +103,12 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
     with _shown(on_progress) as report:
         result = fit(config, rows.train, rows.validation, student.model_dir, report)
     return _publish(config, student, rows, result, run_id)
+
+
+def require_spread(config: TrainConfig, cluster: ClusterConfig) -> None:
+    """Refuse workers that shall each have a node of their own where there are fewer: Ray would wait without end."""
+    if config.placement == "STRICT_SPREAD":
+        require_nodes("train.placement=STRICT_SPREAD", config.num_workers, cluster)
 
 
 def find_output(config: TrainConfig) -> str:

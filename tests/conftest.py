@@ -15,6 +15,7 @@ from tests.tiny_task import write_tiny_task
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # one idle process for each logical CPU, at once
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

