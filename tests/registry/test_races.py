@@ -89,7 +89,9 @@ def test_many_threads_promote_at_once_and_the_history_holds_each_won_move(uri):
 def test_a_promotion_by_an_old_look_is_a_conflict_that_names_the_other(uri):
     seen = read_aliases(uri)
     move_alias(uri, "final", "v0001", seen)
-    with pytest.raises(ConflictError, match=r"final was moved from nothing to v0001 by .*@.* at 20.*about to be moved to"):
+    with pytest.raises(
+        ConflictError, match=r"final was moved from nothing to v0001 by .*@.* at 20.*about to be moved to"
+    ):
         promote(uri, "final", "v0002", seen=seen)
     assert read_aliases(uri).mapping == {"final": "v0001"}
     move_alias(uri, "candidate", "v0003")
