@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED := 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo test lint serve clean help
+.PHONY: setup demo test soak lint serve clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -45,6 +45,9 @@ serve: setup  ## serve the result in the foreground
 
 test: setup  ## unit tests and one end-to-end test over the real parts
 	$(LOCK) $(BIN)/python -m pytest tests
+
+soak: setup  ## hundreds of wrong versions against the gate, a few minutes
+	RAYDISTILL_MUTANTS=820 $(BIN)/python -m pytest tests/registry/test_mutants.py
 
 lint: $(VENV)/.installed  ## ruff, ruff format, pyright
 	$(BIN)/ruff check .

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import typer
+
+from raydistill.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 SYSTEM_COMMANDS = {"cd", "git", "curl", "export", "pip", "source", "."}
@@ -67,6 +70,9 @@ def find_faults(command: list[str], tree: Tree) -> list[str]:
         if arguments[:1] == ["-m"]:
             return faults + ([] if tree.has_module(arguments[1]) else [f"no module {arguments[1]}"])
         return faults + [f"no file {word}" for word in arguments[:1] if not tree.has_file(word)]
+    if program == "raydistill":
+        known = typer.main.get_command(app).commands
+        return faults + [f"no command raydistill {word}" for word in arguments[:1] if word not in known]
     if program in ("cp", "mv"):
         tree.made.add(arguments[-1])
         return [f"no file {word}" for word in arguments[:-1] if not tree.has_file(word)]
@@ -164,6 +170,8 @@ python -m jobs.evaluate
 cp jobs/train.py my.toml
 .venv/bin/python -m jobs.train my.toml
 ./run.sh
+.venv/bin/raydistill promote triage v0002
+raydistill premote triage v0002
 kubectl apply -k k8s/base
 ray job submit --working-dir . -- python -m jobs.nothing
 frobnicate now
@@ -183,6 +191,7 @@ jobs/     the jobs
         "no file absent.toml",
         "no module jobs.evaluate",
         "no file ./run.sh",
+        "no command raydistill premote",
         "no file k8s/base",
         "no module jobs.nothing",
         "frobnicate: a command this test does not know",

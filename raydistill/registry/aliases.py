@@ -185,8 +185,8 @@ def make_move(alias: str | None, old: str | None, new: str | None) -> Move:
 def _describe_lost_race(uri: str, label: str, move: Move) -> str:
     moved = f"{move['alias']} was moved from {move['from'] or 'nothing'} to {move['to']}"
     return (
-        f"{uri}: {moved} by {move.get('by', '?')} at {move['time']}, while it was to be moved to {label}. Nothing "
-        f"was changed: look at {move['to']}, and promote {label} again if it is still the better one."
+        f"{uri}: {moved} by {move.get('by', '?')} at {move['time']}, while it was about to be moved to {label}. "
+        f"Nothing was changed: look at {move['to']}, and promote {label} again if it is still the better one."
     )
 
 

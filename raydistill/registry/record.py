@@ -14,6 +14,7 @@ from raydistill.registry.probe import probe_shift
 MAX_RECORD_BYTES = 16 * 2**20  # 64 probe points of 4096 tokens are 2 MB
 MAX_POINTS = 64  # published are 16: each is a request to every replica at every load
 MAX_PREFIX_TOKENS = 4096
+ROUNDING = 0.01  # by so much the log-probability of a sure token may lie above 0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -80,8 +81,8 @@ def _find_probe_fault(version: Version) -> str | None:
     for index, point in enumerate(version.probe):
         if not 1 <= len(point.prefix) <= MAX_PREFIX_TOKENS or min(*point.prefix, point.token, 0) < 0:
             return f"the prefix or token of probe point {index} is none"
-        if not (math.isfinite(point.base) and math.isfinite(point.adapter)):
-            return f"probe point {index} holds a log-probability that is not finite"
+        if not (-math.inf < point.base <= ROUNDING and -math.inf < point.adapter <= ROUNDING):
+            return f"probe point {index} holds {point.base} and {point.adapter}, which are no log-probabilities"
     if version.verifiable and probe_shift(version.probe) < MIN_PROBE_SHIFT_NATS:
         return f"it says verifiable, but its probe moves by {probe_shift(version.probe):.2f} nat only"
     return None

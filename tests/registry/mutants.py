@@ -1,0 +1,50 @@
+"""Every way in which a version is made wrong; a random generator details it."""
+
+from tests.registry import wrong_files, wrong_records, wrong_weights
+
+CUT = "no whole safetensors file|no safetensors file"
+MODULES = "is no linear layer|do not say so|no LoRA factors|adapts|has shape None"
+# The mutant, and what the refusal says of it.
+MUTANTS = {
+    wrong_files.flip_a_byte: "was published with",
+    wrong_files.cut_a_file: "was published with",
+    wrong_files.lengthen_a_file: "at most",
+    wrong_files.remove_a_file: "is missing",
+    wrong_files.make_a_file_ten_gb: "at most",
+    wrong_records.declare_ten_gb: "declared to have",
+    wrong_files.declare_a_tensor_of_ten_gb: CUT,
+    wrong_files.declare_a_header_of_ten_gb: CUT,
+    wrong_files.cut_and_seal: CUT,
+    wrong_files.lengthen_and_seal: CUT,
+    wrong_files.flip_a_header_bit: f"{CUT}|{MODULES}|has shape|allowed are",
+    wrong_files.repeat_a_header_key: CUT,
+    wrong_files.overlap_tensors: CUT,
+    wrong_weights.give_whole_numbers: "allowed are",
+    wrong_records.change_the_base: "Serve the base model",
+    wrong_records.change_the_template: "chat template",
+    wrong_records.change_the_renderer: "renderer|template",
+    wrong_weights.change_a_hidden_size: "has shape",
+    wrong_weights.change_a_modules_rank: "has shape",
+    wrong_weights.raise_the_rank: "does not fit",
+    wrong_records.say_another_rank: "rank|no LoRA configuration",
+    wrong_records.publish_another_rank: r"lora\.|was published|says|published with",
+    wrong_records.raise_the_scale: "alpha/rank",
+    wrong_weights.rename_a_module: MODULES,
+    wrong_weights.rename_every_module: MODULES,
+    wrong_weights.drop_modules: "modules, but the version was published with",
+    wrong_weights.drop_a_factor: "has shape None",
+    wrong_weights.add_a_tensor: "no LoRA factors",
+    wrong_weights.poison_a_weight: "holds a weight of",
+    wrong_records.widen_the_adapter: "only plain LoRA|only LORA|changed base model",
+    wrong_records.mistarget: "target",
+    wrong_records.break_the_config: "no LoRA configuration",
+    wrong_files.pickle_the_weights: f"{CUT}|lists the files",
+    wrong_records.list_other_files: "lists the files",
+    wrong_records.rename_the_model: "says it is|no model's name",
+    wrong_records.renumber: "is no version|says it is",
+    wrong_records.spoil_the_probe: "is no version|its probe",
+    wrong_records.empty_the_probe: "is no version|its probe",
+    wrong_records.spoil_a_field: "is no version",
+    wrong_records.reshape_the_record: "is no version",
+    wrong_records.break_the_record: "is no version",
+}
