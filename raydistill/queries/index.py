@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from raydistill.core.errors import ConfigError
 from raydistill.core.records import Query
+from raydistill.queries.ids import id_of, pack_ids, unpack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,8 +51,13 @@ class QueryIndex:
 
     def id_at(self, row: int) -> str:
         """Return the id of the query in a row, counted from 0."""
-        high, low = self.ids_R2[row]
-        return f"{int(high):016x}{int(low):016x}"
+        return id_of(self.ids_R2, row)
+
+    def rows_with(self, ids: Iterable[str]) -> "np.ndarray":
+        """Return for each row whether its query's id is among these ids, [rows] bool."""
+        import numpy as np
+
+        return np.isin(self.ids_R2.view("S16")[:, 0], pack_ids(ids).view("S16")[:, 0])
 
 
 def scan_queries(queries: Iterable[Query], sample_size: int = SAMPLE_SIZE) -> QueryIndex:
@@ -64,8 +70,6 @@ def scan_queries(queries: Iterable[Query], sample_size: int = SAMPLE_SIZE) -> Qu
     Raises:
         ConfigError: there are none, or what `iter_queries` found.
     """
-    import numpy as np
-
     ids = bytearray()
     roles_seen: dict[tuple[str, ...], Query] = {}
     sample = _SmallestIds(sample_size)
@@ -81,21 +85,29 @@ def scan_queries(queries: Iterable[Query], sample_size: int = SAMPLE_SIZE) -> Qu
             shortest = (length, query.id, query)
     if shortest is None:
         raise ConfigError("queries: none are left to be asked. Give more queries.")
-    ids_R2 = np.frombuffer(ids, dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    ids_R2 = unpack(ids)
     return QueryIndex(ids_R2, _find_repeated(ids_R2), roles_seen, sample.sorted(), shortest[2])
 
 
-def iter_unique(queries: Iterable[Query], index: QueryIndex) -> Iterator[Query]:
+def iter_unique(
+    queries: Iterable[Query], index: QueryIndex, is_skipped_R: "np.ndarray | None" = None
+) -> Iterator[Query]:
     """Yield the queries without the repeated ones, given the very same queries that were scanned.
+
+    Args:
+        queries: in the order in which they were scanned.
+        index: what the scan found.
+        is_skipped_R: [rows] which others are left out, as `QueryIndex.rows_with` finds them.
 
     Raises:
         ConfigError: they are not the ones that were scanned: the source was changed in the meantime.
     """
+    is_left_out_R = index.is_repeated_R if is_skipped_R is None else index.is_repeated_R | is_skipped_R
     row = -1
     for row, query in enumerate(queries):
         if row >= index.num_rows or index.id_at(row) != query.id:
             raise ConfigError(f"queries: the source was changed while it was used (query {row + 1} is another one).")
-        if not index.is_repeated_R[row]:
+        if not is_left_out_R[row]:
             yield query
     if row + 1 != index.num_rows:
         raise ConfigError(f"queries: the source was changed while it was used: {index.num_rows} rows, now {row + 1}.")

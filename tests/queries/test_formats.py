@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raydistill.core import storage
 from raydistill.core.errors import ConfigError
 from raydistill.core.records import digest
 from raydistill.queries import lines
@@ -222,13 +223,13 @@ def test_a_folder_in_s3_is_read_like_one_on_disk(tmp_path: Path) -> None:
     write_csv(tmp_path / "b.csv", [{"text": "2"}])
     write_parquet(tmp_path / "c.parquet", [{"text": "3"}])
     with open_bucket("queries") as uri:
-        from raydistill.core import storage
-
         storage.upload_dir(tmp_path, f"{uri}/some/folder")
         storage.write_bytes(f"{uri}/some/folder/notes.md", b"no query")
         storage.write_bytes(f"{uri}/some/folder/.hidden.txt", b"no query")
         for place in (f"{uri}/some/folder", f"{uri}/some/folder/"):
             assert list(iter_queries(place)) == list(iter_queries(tmp_path))
         assert scan_queries(iter_queries(f"{uri}/some/folder/a.jsonl")).num_merged == 1
+        storage.write_bytes(f"{uri}/root.txt", b"4\n5\n")
+        assert len(list(iter_queries(uri))) == 2
         assert "does not exist" in fault_of(f"{uri}/some/file.jsonl")
         assert "the bucket does not exist" in fault_of("s3://nobodys-bucket/queries")

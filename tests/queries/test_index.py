@@ -35,6 +35,16 @@ def test_scan_queries_finds_what_stands_there_twice() -> None:
     assert index.sample == sorted(iter_unique(queries, index), key=lambda query: query.id)
 
 
+def test_rows_with_marks_what_is_to_be_left_out() -> None:
+    queries = [make_query(str(number)) for number in range(300)] * 2
+    index = scan_queries(queries)
+    dropped = [query.id for query in queries[:300:7]]
+    is_dropped_R = index.rows_with(dropped)
+    assert is_dropped_R.tolist() == [query.id in dropped for query in queries]
+    assert list(iter_unique(queries, index, is_dropped_R)) == [q for q in queries[:300] if q.id not in dropped]
+    assert not index.rows_with([]).any()
+
+
 @given(st.lists(st.sampled_from([make_query(str(number)) for number in range(12)]), min_size=1), st.randoms())
 def test_scan_queries_merges_alike_in_any_order(queries: list[Query], rng: random.Random) -> None:
     index = scan_queries(queries, sample_size=5)
