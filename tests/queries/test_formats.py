@@ -129,8 +129,10 @@ def test_many_faults_are_counted_and_the_first_twenty_shown(tmp_path: Path) -> N
 
 def test_hostile_json_is_a_fault_and_no_crash(tmp_path: Path) -> None:
     deep, digits = '{"text": ' + "[" * 100_000, '{"text": "a", "n": ' + "9" * 5000 + "}"
-    half = '{"text": "a", "note": "\\udc00"}'
-    message = fault_of(write_jsonl(tmp_path / "q.jsonl", deep, digits, half, '{"text": "a", "id": [1]}', "[1, 2]"))
+    half, nested = '{"text": "a", "note": "\\udc00"}', '{"text": "a", "n": ' + "[" * 990 + "]" * 990 + "}"
+    message = fault_of(
+        write_jsonl(tmp_path / "q.jsonl", deep, digits, half, '{"text": "a", "id": [1]}', "[1, 2]", nested)
+    )
     for number in range(1, 6):
         assert f"line {number}:" in message
 
