@@ -289,7 +289,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{version.name}/{version.label} in {join(find_output(config), version.label)}")
     print(", ".join(f"{key} {value:.4g}" for key, value in facts.items()))
     if not version.verifiable:
-        print("unverifiable: too small a change to be proved after loading; `raydistill promote --force` makes it final")
+        print("unverifiable: too small to be proved after loading; `raydistill promote --force` makes it final")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ _MISSED, _COMPARED_IN_VAIN = 0.95, 0.05
 class NearCopies:
     """Collects answers and finds those that are near copies of another.
 
-    datasketch makes the signatures and says how to band them. Its index, dicts of sets, takes 5.8 KB a row (measured with
-    16 bands); here a row is in an index only where it shares a band with another one.
+    datasketch makes the signatures and says how to band them. Its index, dicts of sets, takes 5.8 KB a row (measured
+    with 16 bands); here a row is in an index only where it shares a band with another one.
     """
 
     def __init__(self, threshold: float) -> None:

@@ -94,7 +94,7 @@ def _replicas(config: EngineConfig) -> dict[str, Any]:
     return {"autoscaling_config": {key: value for key, value in options.items() if value is not None}}
 
 
-def find_model_here(llm_config: LLMConfig) -> None:
+def find_model_here(llm_config: Any) -> None:
     """Point a replica's engine at the model's folder on its own node, fetched where it has to be.
 
     The application was built on another node perhaps, with that node's folder. A cached copy is named after what is in
@@ -114,4 +114,5 @@ def find_model_here(llm_config: LLMConfig) -> None:
             "Start the application again."
         )
     loading.model_source = found
-    llm_config.get_engine_config().hf_model_id = found  # made from model_source, perhaps before
+    engine: Any = llm_config.get_engine_config()
+    engine.hf_model_id = found  # made from model_source, perhaps before

@@ -42,13 +42,17 @@ def find_files(source: str | Path) -> list[SourceFile]:
     source = str(source)
     try:
         uri = absolute(source)
-        if not source.endswith("/") and storage.exists(uri):
-            if _suffix(source) not in READERS:
-                raise ConfigError(f"queries: {source} has the suffix {_suffix(source)!r}; {_ALLOWED}.")
-            return [SourceFile(uri, source)]
-        names = storage.list_names(uri)
-    except (StorageError, NotFoundError) as error:  # found before the start, it is bad input
+        has_key = not is_remote(uri) or "/" in uri.removeprefix("s3://")
+        if is_file := has_key and not source.endswith("/") and storage.exists(uri):
+            names = [source]
+        else:
+            names = storage.list_names(uri)
+    except (ConfigError, StorageError, NotFoundError) as error:  # found before the start, it is bad input
         raise ConfigError(f"queries: {error.args[0]}") from error
+    if is_file and _suffix(source) not in READERS:
+        raise ConfigError(f"queries: {source} has the suffix {_suffix(source)!r}; {_ALLOWED}.")
+    if is_file:
+        return [SourceFile(uri, source)]
     if not names:
         raise ConfigError(_describe_absence(source, uri))
     return _files_of_folder(source, uri, names)
@@ -56,8 +60,11 @@ def find_files(source: str | Path) -> list[SourceFile]:
 
 def _files_of_folder(source: str, uri: str, names: list[str]) -> list[SourceFile]:
     known = [name for name in names if _suffix(name) in READERS]
-    filesystem, path = storage.filesystem(uri)
-    found = filesystem.get_file_info([f"{path.rstrip('/')}/{name}" for name in known])
+    try:
+        filesystem, path = storage.filesystem(uri)
+        found = filesystem.get_file_info([f"{path.rstrip('/')}/{name}" for name in known])
+    except OSError as error:
+        raise ConfigError(f"queries: {source} cannot be listed: {error}.") from error
     files = [SourceFile(f"{uri}/{name}", name) for name, info in zip(known, found, strict=True) if info.is_file]
     others = sorted({*names} - {file.name for file in files})
     if others:

@@ -5,14 +5,16 @@ ids, the smallest first, and one is kept unless it resembles one that is kept al
 resembles a kept one (not merely another dropped one), and a second pass over the kept ones drops nothing.
 """
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raydistill.core.errors import ConfigError
+from raydistill.core.errors import ConfigError, StorageError
 from raydistill.core.records import Drop, Query
+from raydistill.queries.ids import id_of, unpack
 from raydistill.queries.sketch import NUM_PERMUTATIONS, make_lsh, sketch_query
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 MIN_THRESHOLD, MAX_THRESHOLD = 0.5, 0.99  # below, unrelated texts share bands; above, there is one band only
 REASON = "near_duplicate"
 BATCH_ROWS = 4096
+SPARE_BYTES = 64 << 20  # left free on the disk for others
 # A bucket is a set of queries that share a band. Where thousands of queries share most of their text but are still too
 # different to be dropped, each is compared with this many kept ones of a bucket, the first: time stays linear.
 MAX_RIVALS = 8
@@ -54,6 +57,7 @@ def find_near_duplicates(queries: Iterable[Query], threshold: float) -> Iterator
 
     Raises:
         ConfigError: the threshold is out of range, or what `iter_queries` found.
+        StorageError: the temporary folder is full.
     """
     if not MIN_THRESHOLD <= threshold <= MAX_THRESHOLD:
         raise ConfigError(f"near duplicates: the threshold {threshold} is not from {MIN_THRESHOLD} to {MAX_THRESHOLD}.")
@@ -119,15 +123,26 @@ def _write_sketches(queries: Iterable[Query], threshold: float, folder: Path) ->
     ids = bytearray()
     with (folder / "hashes").open("wb") as file:
         for values_BP in _sketch_batches(queries, ids):
+            _check_room(folder, len(values_BP) * (2 * NUM_PERMUTATIONS + 8 * len(bands)))
             file.write(values_BP.astype(np.uint16).tobytes())
             for path, (start, end) in zip(band_files, bands, strict=True):
                 with path.open("ab") as band_file:
                     band_file.write(_digest_rows(values_BP[:, start:end]).tobytes())
-    ids_R2 = np.frombuffer(bytes(ids), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    ids_R2 = unpack(ids)
     if not len(ids_R2):
         return _Sketches(ids_R2, ids_R2, [])
     hashes_RP = np.memmap(folder / "hashes", dtype=np.uint16, mode="r", shape=(len(ids_R2), NUM_PERMUTATIONS))
     return _Sketches(ids_R2, hashes_RP, band_files)
+
+
+def _check_room(folder: Path, size_bytes: int) -> None:
+    """Refuse to fill a disk: a mapped file that finds no room there ends the whole process with SIGBUS."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < size_bytes + SPARE_BYTES:
+        raise StorageError(
+            f"near duplicates: {size_bytes >> 20} MiB more are needed in {folder.parent}, and {free_bytes >> 20} MiB "
+            "are free. Set TMPDIR to a folder with more room."
+        )
 
 
 def _sketch_batches(queries: Iterable[Query], ids: bytearray) -> "Iterator[np.ndarray]":
@@ -173,6 +188,7 @@ def _sort_into_buckets(sketches: _Sketches, folder: Path) -> _Buckets:
     ids_N2 = sketches.ids_R2[row_of_rank_N]
     row_of_rank_N = row_of_rank_N[np.append(True, (ids_N2[1:] != ids_N2[:-1]).any(axis=1))]
     shape = (len(row_of_rank_N), len(sketches.band_files))
+    _check_room(folder, 4 * shape[0] * shape[1])
     bucket_NB = np.memmap(folder / "buckets", dtype=np.uint32, mode="w+", shape=shape)
     num_buckets = 0
     for band, path in enumerate(sketches.band_files):
@@ -190,10 +206,10 @@ def _thin_out(sketches: _Sketches, buckets: _Buckets, threshold: float, folder: 
     """Go through the queries that share a band, by id, and yield those that resemble one that was kept."""
     import numpy as np
 
-    def id_of(rank: int) -> str:
-        high, low = sketches.ids_R2[buckets.row_of_rank_N[rank]]
-        return f"{int(high):016x}{int(low):016x}"
+    def id_at(rank: int) -> str:
+        return id_of(sketches.ids_R2, buckets.row_of_rank_N[rank])
 
+    _check_room(folder, 4 * (buckets.num_buckets + 1) * MAX_RIVALS)
     kept_KM = np.memmap(folder / "kept", dtype=np.uint32, mode="w+", shape=(buckets.num_buckets + 1, MAX_RIVALS))
     num_kept_K = np.zeros(buckets.num_buckets + 1, dtype=np.uint8)
     for rank in buckets.shared_S:
@@ -207,7 +223,7 @@ def _thin_out(sketches: _Sketches, buckets: _Buckets, threshold: float, folder: 
             similarity = (sketches.hashes_RP[rows] == hashes_P).mean(axis=1)
             best = int(similarity.argmax())  # of equal ones the first, which has the smallest id
             if similarity[best] >= threshold:
-                yield NearDuplicate(id_of(rank), id_of(rivals[best]), float(similarity[best]))
+                yield NearDuplicate(id_at(rank), id_at(rivals[best]), float(similarity[best]))
                 continue
         own = own[num_kept_K[own] < MAX_RIVALS]
         kept_KM[own, num_kept_K[own]] = rank + 1

@@ -13,6 +13,7 @@ EXPANDED = ("kind", "origin", "round")  # in the metadata of a query that was wr
 
 _FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.DOTALL)
 _LIST_START = re.compile(r"(?:^|:)\s*\[(?=\s*[\"{\[])", re.MULTILINE)
+_GAP = frozenset(" \t\r\n,")  # between the elements of a list
 _TEXT_KEYS = ("text", "query", "question", "message", "content", "user")
 _MARK = re.compile(
     r"\s*(?:\*\*)?(?:[-*+•–](?=\s)|(?:(?:message|query|question|user|q)\s*)?[#(]?\d{1,3}\s*[.):\]、．](?!\d))(?:\*\*)?\s*",  # noqa: RUF001
@@ -62,7 +63,8 @@ def _find_json_list(text: str) -> list[str]:
         return []
     decoder, position, items = json.JSONDecoder(), start.end(), []
     while True:
-        position += len(text[position:]) - len(text[position:].lstrip(" \t\r\n,"))
+        while text[position : position + 1] in _GAP:
+            position += 1
         try:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):

@@ -74,3 +74,5 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
         canonical_json(metadata).encode()
     except UnicodeEncodeError as error:
         raise ValueError(_HALF.format("metadata")) from error
+    except RecursionError as error:
+        raise ValueError("the metadata is nested too deeply") from error

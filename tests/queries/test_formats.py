@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raydistill.core import storage
 from raydistill.core.errors import ConfigError
 from raydistill.core.records import digest
 from raydistill.queries import lines
@@ -128,8 +129,10 @@ def test_many_faults_are_counted_and_the_first_twenty_shown(tmp_path: Path) -> N
 
 def test_hostile_json_is_a_fault_and_no_crash(tmp_path: Path) -> None:
     deep, digits = '{"text": ' + "[" * 100_000, '{"text": "a", "n": ' + "9" * 5000 + "}"
-    half = '{"text": "a", "note": "\\udc00"}'
-    message = fault_of(write_jsonl(tmp_path / "q.jsonl", deep, digits, half, '{"text": "a", "id": [1]}', "[1, 2]"))
+    half, nested = '{"text": "a", "note": "\\udc00"}', '{"text": "a", "n": ' + "[" * 990 + "]" * 990 + "}"
+    message = fault_of(
+        write_jsonl(tmp_path / "q.jsonl", deep, digits, half, '{"text": "a", "id": [1]}', "[1, 2]", nested)
+    )
     for number in range(1, 6):
         assert f"line {number}:" in message
 
@@ -222,13 +225,13 @@ def test_a_folder_in_s3_is_read_like_one_on_disk(tmp_path: Path) -> None:
     write_csv(tmp_path / "b.csv", [{"text": "2"}])
     write_parquet(tmp_path / "c.parquet", [{"text": "3"}])
     with open_bucket("queries") as uri:
-        from raydistill.core import storage
-
         storage.upload_dir(tmp_path, f"{uri}/some/folder")
         storage.write_bytes(f"{uri}/some/folder/notes.md", b"no query")
         storage.write_bytes(f"{uri}/some/folder/.hidden.txt", b"no query")
         for place in (f"{uri}/some/folder", f"{uri}/some/folder/"):
             assert list(iter_queries(place)) == list(iter_queries(tmp_path))
         assert scan_queries(iter_queries(f"{uri}/some/folder/a.jsonl")).num_merged == 1
+        storage.write_bytes(f"{uri}/root.txt", b"4\n5\n")
+        assert len(list(iter_queries(uri))) == 2
         assert "does not exist" in fault_of(f"{uri}/some/file.jsonl")
         assert "the bucket does not exist" in fault_of("s3://nobodys-bucket/queries")

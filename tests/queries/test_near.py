@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydistill.core.errors import ConfigError
+from raydistill.core.errors import ConfigError, StorageError
 from raydistill.core.records import DROP_REASONS, Query, digest
 from raydistill.queries import near
 from raydistill.queries.near import NearIndex, find_near_duplicates, to_drop
@@ -120,6 +120,12 @@ def test_one_index_that_grows_finds_the_same() -> None:
     unique = {query.id: query for query in queries}.values()
     grown = [duplicate for duplicate in map(index.find_or_add, unique) if duplicate is not None]
     assert grown == list(find_near_duplicates(queries, 0.7))
+
+
+def test_a_full_disk_is_told_before_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(StorageError, match="TMPDIR"):
+        list(find_near_duplicates([make_query("a")], 0.8))
 
 
 def test_nothing_comes_of_nothing() -> None:

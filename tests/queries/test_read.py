@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from raydistill.core.errors import ConfigError
 from raydistill.core.records import Query, digest
 from raydistill.queries.read import count_merged, read_queries
-from raydistill.queries.split import normalise, split_queries
+from raydistill.queries.split import is_held_out, normalise, split_queries
 from tests.jsonl import write_jsonl
 
 
@@ -92,6 +92,15 @@ def test_split_queries_holds_out_about_the_share_whatever_else_is_there() -> Non
     assert len(training) + len(held_out) == 2000
     assert 320 < len(held_out) < 480
     assert split_queries(queries[::-3], 0.2)[1] == [item for item in queries[::-3] if item in held_out]
+
+
+@given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), min_size=1)), st.floats(0, 1))
+def test_split_queries_puts_every_query_on_one_side_that_depends_on_it_alone(texts: list[str], share: float) -> None:
+    queries = [query(text) for text in texts]
+    training, held_out = split_queries(iter(queries), share)
+    assert not {item.id for item in training} & {item.id for item in held_out}
+    assert [item for item in queries if is_held_out(item, share)] == held_out
+    assert [item for item in queries if not is_held_out(item, share)] == training
 
 
 def test_split_queries_at_the_ends() -> None:
