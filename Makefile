@@ -8,6 +8,7 @@ LOCK := flock $(VENV)/heavy.lock
 TORCH := torch==2.13.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 TASK ?= jobs/configs/triage.toml
+SEEDS ?= 34
 export PYTHONUNBUFFERED := 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
@@ -46,7 +47,8 @@ serve: setup  ## serve the result in the foreground
 test: setup  ## unit tests and one end-to-end test over the real parts
 	$(LOCK) $(BIN)/python -m pytest tests
 
-soak: setup  ## hundreds of wrong versions against the gate, a few minutes
+soak: setup  ## hours: SEEDS runs of create_data in which everything dies once, and hundreds of wrong versions
+	$(LOCK) $(BIN)/python -m tests.chaos.soak --seeds $(SEEDS)
 	RAYDISTILL_MUTANTS=820 $(BIN)/python -m pytest tests/registry/test_mutants.py
 
 lint: $(VENV)/.installed  ## ruff, ruff format, pyright

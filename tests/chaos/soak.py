@@ -1,0 +1,65 @@
+"""Many runs of create_data under faults, one after another; what was run before is not run again.
+
+    python -m tests.chaos.soak --seeds 34 [--results soak.json]
+
+Each seed is a run in which every kind of fault strikes once, so 34 seeds are 204 kills. Prints the failures, and the
+share of failing runs that is ruled out with 95 % confidence (the exact bound of Clopper and Pearson), as JSON.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.run import KINDS, run
+from tests.tiny import make_tiny_model
+
+
+def main() -> None:
+    """Run the seeds that have no result yet, and print what all came to; status 1 where one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=34)
+    parser.add_argument("--results", type=Path, default=Path("soak.json"))
+    arguments = parser.parse_args()
+    results: dict[str, Any] = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    for seed in range(arguments.seeds):
+        if str(seed) not in results:
+            results[str(seed)] = _run(seed)
+            arguments.results.write_text(json.dumps(results, indent=2))
+    wanted = [results[str(seed)] for seed in range(arguments.seeds)]
+    failures = {seed: result for seed, result in results.items() if result["wrong"]}
+    summary = {
+        "runs": len(wanted),
+        "faults": len(wanted) * len(KINDS),
+        "failures": failures,
+        "failing_share_at_most_95": round(upper_bound(sum(bool(result["wrong"]) for result in wanted), len(wanted)), 4),
+    }
+    print(json.dumps(summary, indent=2))
+    raise SystemExit(bool(failures))
+
+
+def _run(seed: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="raydistill-soak-") as name:
+        folder = Path(name)
+        try:
+            return dataclasses.asdict(run(folder, make_tiny_model(folder / "model"), seed))
+        except Exception as error:  # noqa: BLE001 - a run that does not end is a failure like any other
+            return {"wrong": [repr(error)]}
+
+
+def upper_bound(num_failures: int, num_runs: int, confidence: float = 0.95) -> float:
+    """Return the largest share of failures that is compatible with what was seen, at this confidence, one-sided.
+
+    Source: Clopper and Pearson, The use of confidence or fiducial limits (1934).
+    """
+    from scipy.stats import beta
+
+    if num_failures == num_runs:
+        return 1.0
+    return float(beta.ppf(confidence, num_failures + 1, num_runs - num_failures))
+
+
+if __name__ == "__main__":
+    main()
