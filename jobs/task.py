@@ -15,6 +15,8 @@ from raydistill.core.uris import check_name, join
 TABLES = ("task", "create_data", "train", "evaluate", "teacher", "student", "cluster")
 EXAMPLE = Path(__file__).parent / "configs" / "analyst.toml"
 _PATHS = ("prompt", "queries")
+# In tables of create_data's; a rubric may also be the text itself.
+_NESTED_PATHS = (("quality", "json_schema", (".json",)), ("judge", "rubric", (".md", ".txt")))
 logger = logging.getLogger(__name__)
 
 
@@ -135,6 +137,14 @@ def _resolve_paths(values: Nested, sources: Mapping[str, Mapping[str, str]], pat
             text = content.get(key)
             if isinstance(text, str) and "://" not in text and sources[table].get(key) == path:
                 content[key] = str(Path(path).absolute().parent / Path(text).expanduser())
+    for table, key, suffixes in _NESTED_PATHS:
+        inner = values["create_data"].get(table)
+        if not isinstance(inner, dict) or sources["create_data"].get(table) != path:
+            continue
+        text = inner.get(key)
+        if isinstance(text, str) and "\n" not in text and text.endswith(suffixes):
+            place = Path(path).absolute().parent / Path(text).expanduser()
+            values["create_data"][table] = {**inner, key: str(place)}
 
 
 def _fill_from_task(table: str, section: type[Section], values: Nested, sources: Mapping[str, dict[str, str]]) -> None:

@@ -6,6 +6,7 @@ import pydantic
 import pytest
 
 from jobs import task
+from jobs.data_config import CreateDataConfig
 from raydistill.core.config import Section
 from raydistill.core.errors import ConfigError
 
@@ -149,3 +150,21 @@ def test_names_that_are_no_folder_are_refused(file):
     file.write_text('name = "x"\n')
     with pytest.raises(ConfigError, match="stands in no table"):
         task.load([str(file)], {"train": Train}, "train")
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "is_moved"),
+    [
+        ('quality = {json_schema = "schema.json"}', "schema.json", True),
+        ('judge = {rubric = "rubric.md", threshold = 3}', "rubric.md", True),
+        ('judge = {rubric = "Is it right?", threshold = 3}', "Is it right?", False),
+    ],
+)
+def test_files_that_the_task_names_lie_beside_it(tmp_path, table, text, is_moved):
+    path = tmp_path / "task.toml"
+    path.write_text(FILE.replace("num_examples = 200", f"num_examples = 200\n{table}"))
+    _, sections = task.load([str(path)], {"create_data": CreateDataConfig}, None)
+    config = sections["create_data"]
+    assert isinstance(config, CreateDataConfig)
+    found = config.quality.json_schema if table.startswith("quality") else config.judge.rubric
+    assert found == (str(tmp_path / text) if is_moved else text)
