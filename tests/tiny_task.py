@@ -35,6 +35,7 @@ def write_tiny_task(folder: Path, port: int) -> Path:
         max_tokens = 24
         temperature = 1.0
         commit_rows = 16
+        smoke_rows = 0
         [train]
         num_epochs = 6
         learning_rate = 0.02
