@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.core.errors import ConfigError, StorageError
+from raydistill.core.idset import ID_TYPE, unpack_ids
 from raydistill.core.records import Drop, Query
-from raydistill.queries.ids import id_of, unpack
 from raydistill.queries.sketch import NUM_PERMUTATIONS, make_lsh, sketch_query
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def find_near_duplicates(queries: Iterable[Query], threshold: float) -> Iterator
         raise ConfigError(f"near duplicates: the threshold {threshold} is not from {MIN_THRESHOLD} to {MAX_THRESHOLD}.")
     with tempfile.TemporaryDirectory(prefix="raydistill-near-") as folder:
         sketches = _write_sketches(queries, threshold, Path(folder))
-        if len(sketches.ids_R2):
+        if len(sketches.ids_R):
             yield from _thin_out(sketches, _sort_into_buckets(sketches, Path(folder)), threshold, Path(folder))
 
 
@@ -110,7 +110,7 @@ class NearIndex:
 class _Sketches:
     """What is known of the queries, row by row in the order in which they came."""
 
-    ids_R2: "np.ndarray"  # uint64
+    ids_R: "np.ndarray"  # packed, see core.idset
     hashes_RP: "np.ndarray"  # uint16: of each MinHash value the lower half; two differ wrongly in 1 of 65,536 cases
     band_files: list[Path]  # in each a uint64 a row, equal where the rows share the band
 
@@ -128,11 +128,11 @@ def _write_sketches(queries: Iterable[Query], threshold: float, folder: Path) ->
             for path, (start, end) in zip(band_files, bands, strict=True):
                 with path.open("ab") as band_file:
                     band_file.write(_digest_rows(values_BP[:, start:end]).tobytes())
-    ids_R2 = unpack(ids)
-    if not len(ids_R2):
-        return _Sketches(ids_R2, ids_R2, [])
-    hashes_RP = np.memmap(folder / "hashes", dtype=np.uint16, mode="r", shape=(len(ids_R2), NUM_PERMUTATIONS))
-    return _Sketches(ids_R2, hashes_RP, band_files)
+    ids_R = np.frombuffer(ids, dtype=ID_TYPE)
+    if not len(ids_R):
+        return _Sketches(ids_R, ids_R, [])
+    hashes_RP = np.memmap(folder / "hashes", dtype=np.uint16, mode="r", shape=(len(ids_R), NUM_PERMUTATIONS))
+    return _Sketches(ids_R, hashes_RP, band_files)
 
 
 def _check_room(folder: Path, size_bytes: int) -> None:
@@ -184,9 +184,7 @@ class _Buckets:
 def _sort_into_buckets(sketches: _Sketches, folder: Path) -> _Buckets:
     import numpy as np
 
-    row_of_rank_N = np.lexsort((sketches.ids_R2[:, 1], sketches.ids_R2[:, 0]))
-    ids_N2 = sketches.ids_R2[row_of_rank_N]
-    row_of_rank_N = row_of_rank_N[np.append(True, (ids_N2[1:] != ids_N2[:-1]).any(axis=1))]
+    _, row_of_rank_N = np.unique(sketches.ids_R, return_index=True)
     shape = (len(row_of_rank_N), len(sketches.band_files))
     _check_room(folder, 4 * shape[0] * shape[1])
     bucket_NB = np.memmap(folder / "buckets", dtype=np.uint32, mode="w+", shape=shape)
@@ -207,7 +205,7 @@ def _thin_out(sketches: _Sketches, buckets: _Buckets, threshold: float, folder: 
     import numpy as np
 
     def id_at(rank: int) -> str:
-        return id_of(sketches.ids_R2, buckets.row_of_rank_N[rank])
+        return unpack_ids(sketches.ids_R[buckets.row_of_rank_N[[rank]]])[0]
 
     _check_room(folder, 4 * (buckets.num_buckets + 1) * MAX_RIVALS)
     kept_KM = np.memmap(folder / "kept", dtype=np.uint32, mode="w+", shape=(buckets.num_buckets + 1, MAX_RIVALS))
