@@ -41,7 +41,7 @@ class CreateDataConfig(Section):
     any the teacher writes them all, see `expand`."""
     near_duplicates: float | None = Field(default=None, ge=0.5, le=0.99)
     """Ask no query whose text resembles another one's so much (estimated Jaccard similarity); None looks only for equal
-    texts. It costs about a millisecond a query."""
+    texts. It costs 0.1 to 0.2 ms a query."""
     expand: ExpansionConfig = Field(default_factory=lambda: ExpansionConfig.model_validate({}))
     """Let the teacher write further queries where there are too few."""
     prompt: str
@@ -105,6 +105,12 @@ class CreateDataConfig(Section):
             raise ValueError("max_cost needs prices: write a table [create_data.prices] with input and output")
         if self.queries is None and not self.expand.enabled:
             raise ValueError("queries is missing; without any, set expand.enabled=true, and the teacher writes them")
+        threshold = self.expand.near_threshold
+        if self.expand.enabled and self.near_duplicates is not None and self.near_duplicates < threshold:
+            raise ValueError(
+                f"near_duplicates ({self.near_duplicates:g}) is below expand.near_threshold ({threshold:g}), so it would "
+                "leave out what the teacher has just written; make it equal or larger"
+            )
         if self.smoke_min_kept > self.smoke_rows > 0:
             raise ValueError(f"smoke_min_kept ({self.smoke_min_kept}) is above smoke_rows ({self.smoke_rows})")
         return self

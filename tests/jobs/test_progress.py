@@ -74,6 +74,7 @@ def test_the_plan_is_told_in_tokens_and_money(tmp_path: Path, model_dir: str):
         ({"quality": {"json_schema": {"type": 3}}}, "schema"),
         ({"judge": {"rubric": "good?"}}, "threshold"),
         ({"top_logprobs": 21}, "less than or equal to 20"),
+        ({"near_duplicates": 0.6, "expand": {"enabled": True}}, "is below expand.near_threshold"),
         ({"near_duplicates": 0.1}, "greater than or equal to 0.5"),
     ],
 )
