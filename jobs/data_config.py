@@ -108,7 +108,7 @@ class CreateDataConfig(Section):
         threshold = self.expand.near_threshold
         if self.expand.enabled and self.near_duplicates is not None and self.near_duplicates < threshold:
             raise ValueError(
-                f"near_duplicates ({self.near_duplicates:g}) is below expand.near_threshold ({threshold:g}), so it would "
+                f"near_duplicates ({self.near_duplicates:g}) is below expand.near_threshold ({threshold:g}): it would "
                 "leave out what the teacher has just written; make it equal or larger"
             )
         if self.smoke_min_kept > self.smoke_rows > 0:
