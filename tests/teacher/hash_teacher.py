@@ -1,7 +1,8 @@
 """A Serve application with the engine's surface whose answers are a hash of tokens and seed: no model, same protocol.
 
 Queries choose its faults by words in the prompt: "TRUNCATE" never ends, "EMPTY" ends at once, "FAIL" is always
-refused, "FLAKY" the first time, "LATER" the first five times, and "CRASH" kills the replica the first time.
+refused, "FLAKY" the first time, "LATER" the first five times, and "CRASH" kills the replica the first time. Asked for
+a grade, it gives one from 1 to 9, or none.
 """
 
 import asyncio
@@ -46,6 +47,9 @@ class HashTeacher:
         if "FAIL" in text or ("FLAKY" in text and not asked) or ("LATER" in text and asked < 5):
             return TokenResult([], [], "error", Usage(len(row.tokens), 0, 0), error="ValueError: refused")
         answer = hash_answer(row)
+        if "Score: N" in text:  # it is asked to grade
+            score = int(answer, 16) % 10
+            answer = f"Score: {score}" if score else "hm"
         body = [] if "EMPTY" in text else self._tokenizer.encode(answer, add_special_tokens=False)
         if "TRUNCATE" in text:
             body = (body * row.max_tokens)[: row.max_tokens]
