@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from jobs import train
+from raydistill.core.idset import pack_ids
 from raydistill.dataset.finish import finish_dataset
 from raydistill.dataset.write import open_dataset
 from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
@@ -42,7 +43,7 @@ def dataset(tokenizer_dir, tmp_path):
     folder = tmp_path / "dataset"
     open_dataset(str(folder), draft)
     commit(folder, "part-a_000000", answers)
-    finish_dataset(str(folder), [answer.id for answer in answers], draft, str(folder))
+    finish_dataset(str(folder), pack_ids(answer.id for answer in answers), draft, str(folder))
     return folder
 
 
