@@ -263,12 +263,13 @@ def test_the_same_data_again_asks_nothing(world):
     from ray import serve
 
     from jobs import distill
+    from jobs.data_plan import Queries
     from raydistill.queries.read import read_queries
     from raydistill.queries.split import split_queries
 
     settings, clock = world.settings, distill.Clock()
     asked, _ = split_queries(read_queries(settings.task.queries))
-    manifest, reference = distill._ask_teacher(settings, asked, clock)
+    manifest, reference = distill._ask_teacher(settings, Queries(given=lambda: asked), clock)
     assert set(clock.seconds) == {"create_data"}, "no teacher may be started"
     assert "teacher" not in serve.status().applications
     assert manifest.counts["asked"] == 40
