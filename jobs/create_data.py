@@ -25,7 +25,7 @@ from jobs.progress import show_asking, show_stage
 from jobs.runtime import ClusterConfig, connect, name_application, require, require_shared, run_main, start_http
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.records import Manifest
-from raydistill.core.uris import absolute
+from raydistill.core.uris import absolute, join
 from raydistill.dataset.finish import check_first, finish_dataset
 from raydistill.dataset.keep import Origin
 from raydistill.dataset.ledger import LedgerWriter
@@ -114,7 +114,7 @@ def _create(
     from raydistill.dataset.appending import OpenLedger
 
     if plan.num_short:
-        keep_prompt(plan.prompt, plan.folder)
+        keep_prompt(plan.prompt, join(plan.folder, "prompts"))
         open_dataset(plan.folder, read_standing(plan, config.retry_failed).manifest)
         with show_stage(f"teacher: writing {plan.num_short} queries"):
             write_queries(plan, config, teacher, queries or given_queries(config))
@@ -122,7 +122,7 @@ def _create(
     standing = read_standing(plan, config.retry_failed)
     if standing.num_missing:
         logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
-    keep_prompt(plan.prompt, plan.folder)
+    keep_prompt(plan.prompt, join(plan.folder, "prompts"))
     ledger = OpenLedger(plan.folder, standing.manifest)
     ledger.add(standing.unnamed)
     first_ids = _choose_first(plan, config)

@@ -30,12 +30,12 @@ from jobs.runtime import (
 )
 from jobs.serve import StudentTable, start_student, stop_student, wait_for_version
 from raydistill.client.service import ServiceClient
-from raydistill.core import storage
 from raydistill.core.errors import ConfigError
 from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import load_prompt
-from raydistill.core.records import Manifest, Query, to_json
+from raydistill.core.records import Manifest, Query
 from raydistill.core.uris import absolute, join
+from raydistill.dataset.write import keep_prompt
 from raydistill.engine.config import EngineConfig
 from raydistill.evaluation.config import EvaluateConfig
 from raydistill.queries.read import iter_queries
@@ -111,7 +111,8 @@ def run(settings: Settings) -> dict[str, Any]:
         require("distill", cpus=_logical_cpus(settings), gpus=gpus, cluster=settings.cluster)
         train.require_spread(settings.train, settings.cluster)
         base_url = start_http(settings.cluster)
-    _keep_prompt(settings.task)
+    places = join(absolute(settings.task.storage), "prompts", settings.task.name)
+    keep_prompt(load_prompt(settings.task.prompt), places)
     manifest, reference = _ask_teacher(settings, queries, clock)
     with clock.stage("train"):
         version = train.run(settings.train, cluster=settings.cluster)
@@ -165,13 +166,6 @@ def _list_places(settings: Settings) -> list[Place]:
         *create_data.list_places(settings.create_data),
         *train.list_places(settings.train),
     ]
-
-
-def _keep_prompt(task_config: task.TaskConfig) -> None:
-    """Write P below ROOT/prompts under its digest, by which datasets and versions name it."""
-    prompt = load_prompt(task_config.prompt)
-    place = join(absolute(task_config.storage), "prompts", task_config.name, f"{prompt.digest}.json")
-    storage.write_bytes(place, to_json(prompt).encode())
 
 
 def _logical_cpus(settings: Settings) -> int:

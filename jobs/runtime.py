@@ -13,17 +13,9 @@ from pydantic import Field, field_validator
 
 from jobs.places import Place, check_shared
 from raydistill.core.config import Section
-from raydistill.core.errors import (
-    CapacityError,
-    ConfigError,
-    ConflictError,
-    DatasetError,
-    NotFoundError,
-    RaydistillError,
-)
+from raydistill.core.errors import BAD_INPUT, CapacityError, RaydistillError
 
 IDLE_WORKERS = 1  # that a local cluster keeps
-BAD_INPUT = (ConfigError, NotFoundError, DatasetError, CapacityError, ConflictError)
 
 
 class ClusterConfig(Section):

@@ -11,17 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from raydistill.cli import registry, tables
-from raydistill.core.errors import (
-    CapacityError,
-    ConfigError,
-    ConflictError,
-    DatasetError,
-    NotFoundError,
-    RaydistillError,
-    VerificationError,
-)
+from raydistill.core.errors import BAD_INPUT, RaydistillError, VerificationError
 
-BAD_INPUT = (ConfigError, NotFoundError, DatasetError, CapacityError, ConflictError, VerificationError)
+REFUSED = (*BAD_INPUT, VerificationError)
 WAIT_SECONDS = 120.0
 
 
@@ -34,7 +26,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except RaydistillError as error:
             typer.echo(f"error: {error.args[0] if error.args else type(error).__name__}", err=True)
-            raise typer.Exit(2 if isinstance(error, BAD_INPUT) else 1) from error
+            raise typer.Exit(2 if isinstance(error, REFUSED) else 1) from error
 
 
 app = typer.Typer(

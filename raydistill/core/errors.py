@@ -51,3 +51,7 @@ class ServiceError(RaydistillError, RuntimeError):
 
 class TrainingError(RaydistillError, RuntimeError):
     """Training cannot go on: a NaN loss, too few rows, an unusable checkpoint."""
+
+
+# What a command ends with status 2 for: its input is wrong. Any other failure is status 1.
+BAD_INPUT = (ConfigError, NotFoundError, DatasetError, CapacityError, ConflictError)

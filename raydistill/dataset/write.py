@@ -59,8 +59,8 @@ def open_dataset(folder: str, draft: Manifest) -> str:
 
 
 def keep_prompt(prompt: Prompt, folder: str) -> None:
-    """Write P into a folder's `prompts/` under its digest, by which manifests and versions name it."""
-    storage.write_bytes(join(folder, "prompts", f"{prompt.digest}.json"), to_json(prompt).encode())
+    """Write P into a folder under its digest, by which manifests and versions name it."""
+    storage.write_bytes(join(folder, f"{prompt.digest}.json"), to_json(prompt).encode())
 
 
 def put_manifest(folder: str, manifest: Manifest, etag: str) -> str:

@@ -30,7 +30,12 @@ def foreign(adapter_dir, tmp_path):
 
 
 def make_config(foreign, model_dir, tmp_path, **changes):
-    fields = {"adapter_dir": str(foreign), "name": "guest", "base_model": model_dir, "storage": str(tmp_path / "root")}
+    fields = {
+        "adapter_dir": str(foreign),
+        "name": "guest",
+        "base_model": model_dir,
+        "storage": str(tmp_path / "registry"),
+    }
     return ImportConfig.model_validate({**fields, **changes})
 
 
@@ -42,7 +47,7 @@ def change_config(foreign, **changes):
 def test_an_imported_adapter_passes_every_check_and_its_probe_tells_it_from_the_base(foreign, model_dir, tmp_path):
     (foreign / "README.md").write_text("left behind")
     version = run(make_config(foreign, model_dir, tmp_path))
-    uri = f"{tmp_path}/root/models/guest"
+    uri = f"{tmp_path}/registry/models/guest"
     assert read_version(uri, "v0001") == version
     assert version.verifiable and len(version.probe) == 16
     assert (version.lora["rank"], version.lora["modules"]) == (4, 14)
@@ -77,7 +82,7 @@ def test_a_pattern_of_targets_is_written_out(foreign, model_dir, tmp_path):
     version = run(make_config(foreign, model_dir, tmp_path))
     names = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert version.lora["targets"] == names
-    published = json.loads(Path(tmp_path, "root/models/guest/v0001/adapter_config.json").read_text())
+    published = json.loads(Path(tmp_path, "registry/models/guest/v0001/adapter_config.json").read_text())
     assert published["target_modules"] == names
 
 
@@ -123,7 +128,7 @@ def test_a_wrong_adapter_is_refused_and_nothing_is_written(foreign, model_dir, t
     damage(foreign)
     with pytest.raises(error, match=reason):
         run(make_config(foreign, model_dir, tmp_path))
-    assert not (tmp_path / "root").exists()
+    assert not (tmp_path / "registry").exists()
 
 
 def test_a_rank_above_the_students_is_refused(foreign, model_dir, tmp_path):
@@ -141,16 +146,17 @@ def test_a_pickle_is_not_read_and_the_message_says_what_to_do(foreign, model_dir
 
     (foreign / "adapter_model.safetensors").unlink()
     (foreign / "adapter_model.bin").write_bytes(pickle.dumps(Trap()))
-    words = ["import", str(foreign), "--name", "guest", "--base-model", model_dir, "--storage", str(tmp_path / "root")]
+    storage = ["--storage", str(tmp_path / "registry")]
+    words = ["import", str(foreign), "--name", "guest", "--base-model", model_dir, *storage]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and result.stdout == ""
     assert "adapter_model.bin" in result.stderr and "safe_serialization=True" in result.stderr
-    assert not trace.exists() and not (tmp_path / "root").exists()
+    assert not trace.exists() and not (tmp_path / "registry").exists()
 
 
 def test_the_command_tells_the_version_as_json(foreign, model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "set_up_logging", lambda: None)  # other tests listen to these loggers
-    root = str(tmp_path / "root")
+    root = str(tmp_path / "registry")
     words = ["import", str(foreign), "--name", "guest", "--base-model", model_dir, "--storage", root, "--json"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.stderr
