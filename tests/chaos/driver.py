@@ -32,7 +32,7 @@ def _find_teacher(model_dir: str, teacher: str, log: str) -> DeploymentHandle:
         return hash_teacher.start(model_dir, log, DELAY_SECONDS, num_replicas=2)
     from raydistill.teacher import app
 
-    settings = {"dtype": "float32", "max_model_len": 640, "kv_cache_gib": 0.1, "max_num_seqs": 8, "omp_threads": 1}
+    settings = {"dtype": "float32", "max_model_len": 512, "kv_cache_gib": 0.1, "max_num_seqs": 8, "omp_threads": 1}
     return app.start(model_dir, EngineConfig.model_validate(settings), (teacher, "/teacher"))
 
 

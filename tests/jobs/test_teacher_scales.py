@@ -22,7 +22,7 @@ PLACES, MAX_REPLICAS, DELAY_SECONDS = 4, 3, 0.5
 
 
 class Observed(HashTeacher.func_or_class):  # pyright: ignore[reportGeneralTypeIssues] - the class below the deployment
-    """The hash teacher, which writes down when a row comes and when it goes, and answers when it is two."""
+    """The hash teacher, which writes down when a row comes and when it goes, and answers when it has been two."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -32,11 +32,18 @@ class Observed(HashTeacher.func_or_class):  # pyright: ignore[reportGeneralTypeI
 
     async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
         self._note("+", len(rows))
-        while len(list(self._replicas.iterdir())) < 2:
+        while not self._were_two():
             await asyncio.sleep(0.1)
         answers = await super().generate(rows)
         self._note("-", len(rows))
         return answers
+
+    def _were_two(self) -> bool:
+        """Return whether two replicas have been up at the same time."""
+        seen = self._log.with_name("two")
+        if sum(Path("/proc", replica.name).exists() for replica in self._replicas.iterdir()) > 1:
+            seen.touch()
+        return seen.exists()
 
     def _note(self, sign: str, number: int) -> None:
         with self._log.with_name("rows").open("a") as file:
@@ -90,7 +97,7 @@ def test_a_teacher_comes_from_nothing_grows_and_goes_away_for_each_job(teacher, 
     try:
         for num_examples in (150, 160):
             assert count_replicas(teacher) == 0
-            config = desk.config(num_examples=num_examples, concurrency=PLACES, commit_rows=16)
+            config = desk.config(num_examples=num_examples, concurrency=PLACES, commit_rows=16, smoke_rows=0)
             manifest = create_data.run(config, teacher, engine=engine, on_progress=lambda _: None)
             assert manifest.counts["kept"] == num_examples
             wait_for_none(teacher)
