@@ -126,7 +126,7 @@ def find_unnamed(folder: str, named: Sequence[Shard], origin: Origin, rules: Rul
     marks = read_marks(folder, named)
     found = []
     for uri in unnamed:
-        data = storage.read_bytes(join(folder, uri))
+        data = patiently(lambda uri=uri: storage.read_bytes(join(folder, uri)))
         table = pq.read_table(io.BytesIO(data))
         ids, failed = _find_runs(table)
         places = find_positions(marks.ids, ids)
@@ -145,7 +145,7 @@ def read_runs(folder: str, shards: Iterable[Shard]) -> list[tuple[np.ndarray, np
     """
 
     def read(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
-        return _find_runs(_read_columns(folder, shard.uri, ["id", "turn", "error"]))
+        return _find_runs(patiently(lambda: _read_columns(folder, shard.uri, ["id", "turn", "error"])))
 
     with ThreadPoolExecutor(READ_THREADS) as threads:
         return list(threads.map(read, shards))
@@ -237,7 +237,10 @@ def _read_columns(folder: str, uri: str, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(path, filesystem=files, columns=columns)
     except FileNotFoundError as error:
-        raise NotFoundError(f"{join(folder, uri)} does not exist.") from error
+        raise NotFoundError(
+            f"{join(folder, uri)} does not exist, and the ledger of {folder} needs it. Put it back, or delete that "
+            "folder to ask everything anew."
+        ) from error
     except OSError as error:
         raise UnavailableError(f"{join(folder, uri)} cannot be read: {error}.") from error
     except pa.ArrowInvalid as error:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from raydistill.core.errors import DatasetError
 from raydistill.core.idset import find_positions
+from raydistill.core.patience import patiently
 from raydistill.core.records import Shard
 from raydistill.dataset.layout import read_table
 from raydistill.dataset.ledger import find_starts, read_runs
@@ -36,7 +37,7 @@ class RowIndex:
         places = find_positions(self.ids, ids)
         places = places[places >= 0]
         for index in np.unique(self.shard[places]).tolist():
-            table = read_table(self.folder, self.shards[index])
+            table = patiently(lambda index=index: read_table(self.folder, self.shards[index]))
             starts = find_starts(table)
             is_wanted = np.zeros(len(starts), dtype=bool)
             is_wanted[self.run[places[self.shard[places] == index]]] = True

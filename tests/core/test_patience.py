@@ -2,9 +2,9 @@
 
 import pytest
 
-from raydistill.core import patience
+from raydistill.core import patience, storage
 from raydistill.core.errors import ConflictError, UnavailableError
-from raydistill.core.patience import patiently
+from raydistill.core.patience import patiently, replace_patiently
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +36,19 @@ def test_an_answer_is_an_answer():
     with pytest.raises(ConflictError):
         patiently(make_store(failures))
     assert len(failures) == 1
+
+
+def test_a_write_whose_answer_was_lost_is_no_conflict(tmp_path, monkeypatch):
+    uri, write = str(tmp_path / "a"), storage.write_bytes
+
+    def write_and_say_nothing(uri: str, data: bytes, if_match: str) -> str:
+        write(uri, data, if_match)
+        monkeypatch.setattr(storage, "write_bytes", write)
+        raise UnavailableError("cut")
+
+    monkeypatch.setattr(storage, "write_bytes", write_and_say_nothing)
+    etag = replace_patiently(uri, b"one", storage.ABSENT)
+    assert storage.read(uri) == (b"one", etag)
+    storage.write_bytes(uri, b"of somebody else")
+    with pytest.raises(ConflictError):
+        replace_patiently(uri, b"two", etag)

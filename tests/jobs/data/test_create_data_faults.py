@@ -1,8 +1,9 @@
-"""An asking actor dies in the middle: what it had committed is not asked again, wherever the objects are by then."""
+"""Asking actors that die and teachers that fail: nothing is lost, and nothing is asked more often than it may be."""
 
 import dataclasses
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from raydistill.dataset import ledger
 from raydistill.dataset.ledger import LedgerWriter
 from raydistill.dataset.read import read_examples
 from tests.jobs.create_data_desk import Desk, num_asked
+from tests.teacher import hash_teacher
 
 COMMIT_ROWS = 8
 JOIN_SECONDS = 2.0  # in which the job looks for objects to join, and joins them
@@ -87,3 +89,42 @@ def test_first_rows_that_all_failed_are_asked_again_when_told(tmp_path: Path, mo
     again = config.model_copy(update={"retry_failed": True, "max_attempts": 2})
     assert create_data.run(again, handle, on_progress=lambda _: None).counts["kept"] == 20
     assert num_asked(log) == asked + 4 + 4 + 16 * 2
+
+
+def test_transient_faults_are_all_recovered_with_three_tries_a_row(
+    tmp_path: Path, model_dir: str, teacher: Any
+) -> None:
+    from ray import serve
+
+    words = {"Good": 53, "FLAKY": 6, "RAISE": 6, "SLOW": 2, "CRASH": 1}
+    texts = [f"{word} {index}" for word, number in words.items() for index in range(number)]
+    long = [f"{'long ' * 400}{index}" for index in range(len(texts) // 9)]
+    desk, log = Desk(tmp_path, model_dir, texts + long), tmp_path / "asked"
+    options = {
+        "num_replicas": 2,
+        "max_ongoing_requests": 2,
+        "max_queued_requests": 1,
+        "name": "faulty",
+    }  # often too busy
+    handle = hash_teacher.start(model_dir, str(log), delay_seconds=0.02, **options)
+    config = desk.config(num_examples=len(texts) + len(long), timeout_seconds=6, smoke_rows=0)
+    counts = create_data.run(config, handle, on_progress=lambda _: None).counts
+    assert counts["dropped"] == {"too_long": len(long)}
+    assert counts["kept"] == len(texts) == counts["asked"] - len(long)
+    tries = Counter(log.read_text().split())
+    assert len(tries) == len(texts), "what is too long is not asked"
+    assert max(tries.values()) <= 3
+    assert Counter(tries.values())[2] >= 15, "those with a fault were asked again"
+    serve.delete("faulty")
+
+
+def test_a_row_that_failed_is_asked_at_another_replica(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    from ray import serve
+
+    texts = [f"SICK-{fault} {index}" for fault in ("FLAKY", "RAISE", "SLOW") for index in range(10)]
+    desk, log = Desk(tmp_path, model_dir, texts), tmp_path / "asked"
+    handle = hash_teacher.start(model_dir, str(log), num_replicas=2, one_is_sick=True, name="sick")
+    config = desk.config(num_examples=30, max_attempts=2, timeout_seconds=4, smoke_rows=0)
+    assert create_data.run(config, handle, on_progress=lambda _: None).counts["kept"] == 30
+    assert set(Counter(log.read_text().split()).values()) == {1, 2}, "both replicas were asked"
+    serve.delete("sick")
