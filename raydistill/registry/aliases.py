@@ -78,8 +78,9 @@ class Aliases:
 
     def targets(self, alias: str) -> list[str]:
         """Return the labels that an alias has named, the newest first, each once, without those that were deleted."""
-        named = [move["to"] for move in reversed(self.moves(alias))]
-        return [label for label in dict.fromkeys(named) if label is not None and label not in self.deleted]
+        named = [self.mapping.get(alias), *(move["to"] for move in reversed(self.moves(alias)))]
+        deleted = self.deleted
+        return [label for label in dict.fromkeys(named) if label is not None and label not in deleted]
 
 
 def read_aliases(uri: str) -> Aliases:

@@ -1,0 +1,34 @@
+"""A registry of small versions, without a model: what is checked against one is checked in tests/registry."""
+
+import pytest
+
+from raydistill.registry.publish import publish
+from raydistill.serving import gate
+from tests.drafts import make_draft, write_bare_adapter
+
+
+class Registry:
+    """ROOT/models with as many models and versions as a test asks for."""
+
+    def __init__(self, root):
+        self.root = root
+        self.uri = str(root / "models")
+        self._count = 0
+
+    def model(self, name="triage"):
+        return f"{self.uri}/{name}"
+
+    def publish(self, name="triage", count=1):
+        """Publish versions with weights of their own; returns the labels."""
+        labels = []
+        for _ in range(count):
+            self._count += 1
+            folder = write_bare_adapter(self.root / f"adapter{self._count}", f"weights {self._count}".encode())
+            labels.append(publish(self.model(name), make_draft(name=name), folder).label)
+        return labels
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "check_version", lambda *_: None)
+    return Registry(tmp_path)
