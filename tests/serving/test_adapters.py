@@ -1,4 +1,4 @@
-"""Which version an alias means: followed, refused, unread, tried again, fallen back from, taken out; no engine needed."""
+"""Which version an alias means: followed, refused, unread, tried again, fallen back from, taken out; without vLLM."""
 
 import asyncio
 import shutil
@@ -12,6 +12,7 @@ from raydistill.registry.aliases import move_alias
 from raydistill.registry.delete import delete_version
 from raydistill.registry.resolve import rollback
 from raydistill.serving.adapters import AdapterTable
+from raydistill.serving.shelf import Shelf
 from tests.serving.toy_engine import ToyEngine, refuse
 
 
@@ -157,7 +158,7 @@ def test_a_replica_is_not_up_before_the_registry_can_be_read_and_gives_up_in_tim
     monkeypatch.setattr(follow, "find_etags", away)
     asyncio.run(table.start(0.01, 60, 60))
     assert len(tries) == 4 and served(table) == {"triage/final": "triage/v0001"}
-    tries[:] = [0] * -10**6
+    tries[:] = [0] * -(10**6)
     monkeypatch.setattr(follow, "find_etags", lambda *_: refuse_storage())
     with pytest.raises(StorageError, match="could not be read for 0 s: away"):
         asyncio.run(table.start(0.01, 0.05, 60))
@@ -246,6 +247,7 @@ def test_the_least_recently_used_leaves_with_its_files_and_never_one_in_use(regi
         move_alias(registry.model(), "next", "v0006")
         await table.refresh()
         assert names() == {"v0001", "v0006"}
+        assert len(list((tmp_path / "cache").iterdir())) > 2
         await table.refresh()  # files leave one call after their version
         assert len(list((tmp_path / "cache").iterdir())) == 2
         await table.find("triage/v0002")  # what has left comes back under a folder of its own
@@ -273,6 +275,25 @@ def test_one_load_serves_all_who_ask_and_survives_who_leaves(registry, engine, t
 
     asyncio.run(run())
     assert len(engine.loads) == 1
+
+
+def test_a_version_that_left_before_a_waiting_request_got_its_turn_is_loaded_again(registry, engine, tmp_path):
+    registry.publish()
+    shelf = Shelf(registry.uri, engine.gate(tmp_path / "cache"), max_resident=0)
+
+    async def get_and_evict():
+        await shelf.get(("triage", "v0001"))
+        await shelf.evict([])
+
+    async def run():
+        first = asyncio.create_task(get_and_evict())
+        await asyncio.sleep(0)  # it waits first, so it is also the first to go on
+        second = await shelf.get(("triage", "v0001"))
+        assert second in shelf.loaded.values()
+        await first
+
+    asyncio.run(run())
+    assert len(engine.loads) == 2
 
 
 def test_the_engines_own_refusal_leaves_nothing_behind(registry, engine, table, tmp_path):
