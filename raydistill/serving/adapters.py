@@ -142,6 +142,11 @@ class AdapterTable:
         aliases = [f"{name}/{alias}" for name, alias in self._aliases]
         return sorted({*aliases, *(f"{name}/{label}" for name, label in self._loaded)})
 
+    def saved_tokens(self, engine_name: str) -> int:
+        """Return how many tokens of P a version's prompts do without; 0 where its record does not say."""
+        versions = [item.version for item in self._loaded.values() if item.engine_name == engine_name]
+        return int(versions[0].metrics.get("prompt_tokens_saved") or 0) if versions else 0
+
     def status(self) -> dict[str, Any]:
         """Return aliases with their exact versions, refused versions with their reasons, and the storage's state."""
         return {

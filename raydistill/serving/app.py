@@ -38,7 +38,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         "max_lora_rank": config.max_lora_rank,
         "poll_seconds": config.poll_seconds,
     }
-    return build_application(llm_config)
+    return build_application(llm_config, config)
 
 
 def start(

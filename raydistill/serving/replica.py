@@ -8,6 +8,9 @@ from typing import Any
 
 from raydistill.core.errors import NotFoundError
 from raydistill.core.records import TokenRequest, Version
+from raydistill.core.uris import parse_model_path
+from raydistill.engine import counting
+from raydistill.engine.counting import Asked
 from raydistill.engine.server import TokenServer
 from raydistill.serving.adapters import AdapterTable, Gate
 
@@ -70,8 +73,15 @@ class StudentServer(TokenServer):
         try:
             name, _ = await self.resolve(request.model or "")
         except NotFoundError as error:
-            return _one_error(str(error))
+            return _one_error(str(error.args[0]))
+        counting.set_asked(self.describe_asked(request.model or "", name))
         return await super().chat(request.model_copy(update={"model": name}), raw_request_info)
+
+    def describe_asked(self, model: str, name: str) -> Asked:
+        """Return as what a row counts: alias, exact version, and the tokens of P that it did not have to carry."""
+        if self.is_base(name):
+            return super().describe_asked(model, name)
+        return Asked("/".join(parse_model_path(model)), name, self._table.saved_tokens(name))
 
     async def _score_probe(self, version: Version, engine_name: str, adapter: Any) -> list[float]:
         rows = [
