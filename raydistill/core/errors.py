@@ -49,6 +49,10 @@ class ServiceError(RaydistillError, RuntimeError):
     """A serving application answered with an error, or did not answer in time."""
 
 
+class EngineLostError(ServiceError):
+    """A replica's engine is gone: the request was not answered, and another replica can answer it."""
+
+
 class TrainingError(RaydistillError, RuntimeError):
     """Training cannot go on: a NaN loss, too few rows, an unusable checkpoint."""
 

@@ -13,19 +13,19 @@ from ray.serve.schema import ApplicationStatus
 
 from raydistill.core.errors import ServiceError
 from raydistill.core.keys import read_key
+from raydistill.engine.config import EngineConfig
 from raydistill.engine.ingress import check_front, make_ingress
 
 ENGINE = "engine"  # the deployment's name in every application
 
 
-def build_application(llm_config: LLMConfig) -> serve.Application:
+def build_application(llm_config: LLMConfig, config: EngineConfig) -> serve.Application:
     """Return the application: deployment `engine` behind the ingress with its OpenAI and token-level routes.
 
     Where RAYDISTILL_API_KEY is set here, every request has to carry it.
     """
-    key = read_key()
     engine = build_llm_deployment(llm_config, override_serve_options={"name": ENGINE})
-    return make_ingress(key).bind(engine, key is not None)
+    return make_ingress(engine, read_key(), config)
 
 
 def run_application(app: serve.Application, name: str, route_prefix: str, timeout_seconds: float) -> DeploymentHandle:

@@ -68,8 +68,11 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
         accelerator_config=GPUConfig(kind="gpu") if on_gpu else CPUConfig(kind="cpu"),
         deployment_config={
             **_replicas(config),
-            "max_ongoing_requests": 4 * config.max_num_seqs,
+            "max_ongoing_requests": config.max_rows_at_replica,
+            # Serve's 20 s would cut a longer answer; what is cut at a teacher, its job asks again.
+            **({"graceful_shutdown_timeout_s": config.drain_seconds} if lora else {}),
             "health_check_timeout_s": 60,
+            "logging_config": {"encoding": "JSON"},
         },
         runtime_env={"env_vars": env},
         experimental_configs={"stream_batching_interval_ms": 0},

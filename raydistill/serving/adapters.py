@@ -163,6 +163,11 @@ class AdapterTable:
         """Return the names that requests may use: aliases and loaded versions."""
         return sorted({*map("/".join, self._served), *map("/".join, self._shelf.loaded)})
 
+    def saved_tokens(self, engine_name: str) -> int:
+        """Return how many tokens of P a version's prompts do without; 0 where its record does not say."""
+        versions = [item.version for item in self._shelf.loaded.values() if item.engine_name == engine_name]
+        return int(versions[0].metrics.get("prompt_tokens_saved") or 0) if versions else 0
+
     def status(self) -> dict[str, Any]:
         """Return aliases with their exact versions, what is not served and why, and the storage's state."""
         refused = {"/".join(key): item.reason for key, item in sorted(self._shelf.refused.items())}

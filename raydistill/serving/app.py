@@ -39,7 +39,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         "max_resident": llm_config.engine_kwargs["max_cpu_loras"],
         "poll_seconds": config.poll_seconds,
     }
-    return build_application(llm_config)
+    return build_application(llm_config, config)
 
 
 def start(

@@ -10,6 +10,9 @@ from typing import Any
 
 from raydistill.core.errors import NotFoundError, ServiceError
 from raydistill.core.records import TokenRequest, Version
+from raydistill.core.uris import parse_model_path
+from raydistill.engine import counting
+from raydistill.engine.counting import Asked
 from raydistill.engine.server import TokenServer
 from raydistill.serving.adapters import AdapterTable, Gate
 
@@ -87,6 +90,7 @@ class StudentServer(TokenServer):
     async def _chat(self, request: Any, raw_request_info: Any) -> AsyncIterator[Any]:
         try:
             async with self.use_model(request.model or "") as (name, _):
+                counting.set_asked(self.describe_asked(request.model or "", name))
                 exact = request.model_copy(update={"model": name})
                 async with aclosing(await super().chat(exact, raw_request_info)) as parts:  # ends before the hold does
                     async for part in parts:
@@ -95,6 +99,12 @@ class StudentServer(TokenServer):
             yield _make_error(str(error.args[0]), "NotFoundError", 404)
         except ServiceError as error:
             yield _make_error(str(error.args[0]), "ServiceUnavailableError", 503)
+
+    def describe_asked(self, model: str, name: str) -> Asked:
+        """Return as what a row counts: alias, exact version, and the tokens of P that it did not have to carry."""
+        if self.is_base(name):
+            return super().describe_asked(model, name)
+        return Asked("/".join(parse_model_path(model)), name, self._table.saved_tokens(name))
 
     async def _score_probe(self, version: Version, engine_name: str, adapter: Any) -> list[float]:
         rows = [

@@ -1,6 +1,7 @@
 """The versions that one engine holds: loaded once, kept while they are used, taken out least recently used first."""
 
 import asyncio
+import contextvars
 import logging
 import shutil
 from collections import Counter
@@ -69,7 +70,9 @@ class Shelf:
                 raise RefusedError(self.refused[key].reason)
             task = self._loading.get(key)
             if task is None:
-                task = self._loading[key] = asyncio.create_task(self._load(key, num_moves))
+                load = self._load(key, num_moves)
+                # Without the asking request's context, as a row of which the probe would be counted.
+                task = self._loading[key] = asyncio.create_task(load, context=contextvars.Context())
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting
             await asyncio.shield(task)
         self.loaded[key] = found = self.loaded.pop(key)

@@ -23,9 +23,8 @@ class TeacherConfig(EngineConfig):
 def build(args: dict[str, Any]) -> serve.Application:
     """Return the teacher's application from the `args` of a Serve config file."""
     config = validate(TeacherConfig, args, "teacher args")
-    return build_application(
-        make_llm_config(config.model, resolve_model(config.model), config, TokenServer, lora=False)
-    )
+    llm_config = make_llm_config(config.model, resolve_model(config.model), config, TokenServer, lora=False)
+    return build_application(llm_config, config)
 
 
 def start(model: str, engine: EngineConfig, application: tuple[str, str] = ("teacher", "/teacher")) -> DeploymentHandle:
