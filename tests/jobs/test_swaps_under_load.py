@@ -21,6 +21,7 @@ FACTORS = (-1.5, 0.5, 1.4)
 TOKENS = 24
 PROMPT = [5, 9, 33, 70, 8, 120]
 CHAT = [{"role": "user", "content": "I lost my parcel."}]
+POLL_SECONDS = 0.5  # of the world's student
 HEADER = "x-raydistill-model"
 
 
@@ -49,12 +50,33 @@ async def chat(http, model, stream):
     return {piece["model"] for piece in pieces} | {answer.headers.get(HEADER, pieces[0]["model"])}, "".join(words)
 
 
-async def wait_for(http, alias, exact):
+def spoil_weights(uri, version):
+    """Flip a byte of a published version, as a store might."""
+    path = Path(uri, version.label, "adapter_model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    return version
+
+
+def spoil_probe(uri, version):
+    """Let a version's record promise what its weights do not do: only the engine can tell."""
+    path = Path(uri, version.label, "version.json")
+    data = json.loads(path.read_bytes())
+    for point in data["probe"]:
+        point["adapter"] = 2 * point["base"] - point["adapter"] - 3
+    path.write_text(json.dumps(data))
+    return version
+
+
+async def wait_for(http, part, key, value):
+    """Return when the status says so of an alias; of a refusal, whatever its reason, when three polls have passed."""
     for _ in range(150):
-        if (await http.get("/status")).json()["aliases"].get(alias) == exact:
-            return
-        await asyncio.sleep(0.2)
-    raise AssertionError(f"{alias} is not {exact} after 30 s: {(await http.get('/status')).text}")
+        told = (await http.get("/status")).json()[part]
+        if value is None and key in told:
+            return await asyncio.sleep(3 * POLL_SECONDS)
+        if key in told and told[key] == value:
+            return None
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"{part} {key} is not {value} after 15 s: {(await http.get('/status')).text}")
 
 
 class Clients:
@@ -81,9 +103,7 @@ class Clients:
 def test_no_request_fails_or_mixes_versions_while_final_swaps_and_rolls_back(world):
     uri = world.settings.models_uri
     versions = [publish_scaled(world, factor) for factor in FACTORS]
-    broken = publish_scaled(world, 0.8)
-    weights = Path(uri, broken.label, "adapter_model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    broken = [spoil_weights(uri, publish_scaled(world, 0.8)), spoil_probe(uri, publish_scaled(world, 0.9))]
     before = read_aliases(uri).mapping["final"]
     try:
         asyncio.run(swap_under_load(world, uri, versions, broken))
@@ -101,7 +121,7 @@ async def swap_under_load(world, uri, versions, broken):
             solo_tokens |= dict([await sample(service.create_sampling_client(model_path=f"raydistill://{label}"))])
             solo_texts[name] = (await chat(http, label, stream=False))[1]
         move_alias(uri, "final", versions[0].label)
-        await wait_for(http, "tiny/final", exact[versions[0].label])
+        await wait_for(http, "aliases", "tiny/final", exact[versions[0].label])
         stays = [
             service.create_sampling_client(base_model=world.base_dir),
             service.create_sampling_client(model_path="raydistill://tiny/candidate"),
@@ -112,10 +132,13 @@ async def swap_under_load(world, uri, versions, broken):
         running += [asyncio.create_task(clients.chat_final(stream)) for stream in (True, True, False)]
         running += [asyncio.create_task(clients.sample_final()) for _ in range(2)]
         for swap in range(SWAPS):
-            if swap % 6 == 3:
-                move_alias(uri, "final", broken.label)
+            if swap % 3 == 1:  # refused before the engine sees it, or loaded, tried and taken out again
+                before = (await http.get("/status")).json()["aliases"]["tiny/final"]
+                move_alias(uri, "final", broken[swap % 2].label)
+                await wait_for(http, "refused", f"tiny/{broken[swap % 2].label}", None)
+                assert (await http.get("/status")).json()["aliases"]["tiny/final"] == before
             aliases = rollback(uri, "final") if swap % 4 == 3 else move_alias(uri, "final", versions[swap % 3].label)
-            await wait_for(http, "tiny/final", exact[aliases.mapping["final"]])
+            await wait_for(http, "aliases", "tiny/final", exact[aliases.mapping["final"]])
             assert (await chat(http, "tiny", stream=True))[0] == {exact[aliases.mapping["final"]]}
         clients.over = True
         await asyncio.gather(*running)  # raises what failed a request
@@ -129,7 +152,9 @@ async def swap_under_load(world, uri, versions, broken):
         assert len(names) == 1 and text == solo_texts[next(iter(names))], names
     for client, answer in clients.kept:
         assert answer == alone[client]
-    assert f"tiny/{broken.label}" not in status["aliases"].values()
+    reasons = [status["refused"][f"tiny/{version.label}"] for version in broken]
+    assert "SHA-256" in reasons[0] and "the probe failed" in reasons[1]
+    assert not any(version.label in name for version in broken for name in status["replicas"][0]["load_seconds"])
 
 
 @pytest.mark.skipif("RAYDISTILL_SWAPS" not in os.environ, reason="a kill costs 41 s: `make soak`")
