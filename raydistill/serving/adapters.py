@@ -14,12 +14,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from raydistill.core.errors import NotFoundError, RaydistillError, ServiceError, StorageError
+from raydistill.core.errors import NotFoundError, RaydistillError, RefusedError, ServiceError, StorageError
 from raydistill.core.uris import parse_model_path
 from raydistill.engine import metrics
 from raydistill.registry.follow import Followed, Follower
 from raydistill.registry.versions import LABEL
-from raydistill.serving.gate import Gate, Loaded, RefusedError
+from raydistill.serving.gate import Gate, Loaded
 from raydistill.serving.shelf import Shelf
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ class AdapterTable:
         for label in targets:
             if current is not None and current.version.label == label:
                 return
+            was_there = (name, label) in self._shelf.loaded
             try:
                 if label == targets[0]:
                     await self._shelf.forgive((name, label), aliases.history)
@@ -115,15 +116,16 @@ class AdapterTable:
                 if current is not None or not falls_back:
                     return
                 continue
-            self._point(key, loaded, time.perf_counter() - noticed)
+            self._point(key, loaded)
+            parts = {} if was_there else loaded.seconds
+            metrics.observe_swap("/".join(key), loaded.engine_name, {**parts, "total": time.perf_counter() - noticed})
             return
 
-    def _point(self, key: Key, loaded: Loaded, seconds: float) -> None:
-        alias, exact, before = "/".join(key), loaded.engine_name, self._served.get(key)
+    def _point(self, key: Key, loaded: Loaded) -> None:
+        before = self._served.get(key)
         self._served[key] = loaded
-        logger.info("%s is now %s", alias, exact)
-        metrics.set_active(alias, exact, before.engine_name if before else None)
-        metrics.observe_swap(alias, exact, {**loaded.seconds, "total": seconds})
+        logger.info("%s is now %s", "/".join(key), loaded.engine_name)
+        metrics.set_active("/".join(key), loaded.engine_name, before.engine_name if before else None)
 
     async def _evict(self) -> None:
         await self._shelf.evict([loaded.engine_name for loaded in self._served.values()])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raydistill.core.errors import VerificationError
+from raydistill.core.errors import RefusedError, VerificationError
 from raydistill.core.records import Version
 from raydistill.registry.check import check_version
 from raydistill.registry.fetch import fetch_version
@@ -34,19 +34,6 @@ class Loaded:
     adapter: Any
     folder: Path
     seconds: dict[str, float]
-
-
-class RefusedError(VerificationError):
-    """A version failed a check; `check` names which: record, digests, checks, load or probe."""
-
-    def __init__(self, message: str, check: str = "") -> None:
-        """Take the reason and the check's name."""
-        super().__init__(message)
-        self.check = check
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return how to make it anew in another process."""
-        return type(self), (self.args[0], self.check)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from raydistill.core.errors import RefusedError
 from raydistill.core.uris import join
 from raydistill.engine import metrics
 from raydistill.registry.aliases import Move
 from raydistill.registry.fetch import find_content
-from raydistill.serving.gate import Gate, Loaded, RefusedError
+from raydistill.serving.gate import Gate, Loaded
 
 logger = logging.getLogger(__name__)
 
