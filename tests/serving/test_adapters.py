@@ -12,29 +12,11 @@ from raydistill.registry.aliases import move_alias
 from raydistill.registry.delete import delete_version
 from raydistill.registry.resolve import rollback
 from raydistill.serving.adapters import AdapterTable
-from raydistill.serving.shelf import Shelf
-from tests.serving.toy_engine import ToyEngine, refuse
-
-
-@pytest.fixture
-def engine():
-    return ToyEngine()
-
-
-@pytest.fixture
-def table(registry, engine, tmp_path):
-    return AdapterTable(registry.uri, engine.gate(tmp_path / "cache"), max_resident=2)
+from tests.serving.toy_engine import ToyEngine, storage_away
 
 
 def served(table):
     return {alias: exact.partition("@")[0] for alias, exact in table.status()["aliases"].items()}
-
-
-def damage(registry, label, name="triage"):
-    path = Path(registry.model(name), label, "adapter_model.safetensors")
-    good = path.read_bytes()
-    path.write_bytes(bytes(reversed(good)))
-    return lambda: path.write_bytes(good)
 
 
 def test_a_damaged_list_of_aliases_stops_no_other_model(registry, table):
@@ -69,7 +51,7 @@ def test_a_missing_file_is_waited_for_and_a_wrong_one_is_refused(registry, table
     weights.with_suffix(".later").rename(weights)
     asyncio.run(table.refresh())
     assert served(table) == {"triage/final": "triage/v0002"}
-    damage(registry, "v0003")
+    registry.damage("v0003")
     move_alias(registry.model(), "final", "v0003")
     asyncio.run(table.refresh())
     assert served(table) == {"triage/final": "triage/v0002"}
@@ -83,7 +65,7 @@ def test_a_refused_version_is_tried_again_when_its_files_or_the_alias_change_and
 ):
     registry.publish(count=2)
     move_alias(registry.model(), "final", "v0001")
-    mend = damage(registry, "v0002") if cause == "content" else lambda: None
+    mend = registry.damage("v0002") if cause == "content" else lambda: None
     engine.bad_probes = {"v0002"} if cause == "move" else set()
     move_alias(registry.model(), "final", "v0002")
     for _ in range(3):
@@ -119,7 +101,7 @@ def test_a_fault_of_one_version_that_nobody_thought_of_holds_up_no_other(registr
 def test_a_new_replica_agrees_with_an_old_one_where_the_newest_versions_are_refused(registry, engine, table, tmp_path):
     registry.publish(count=5)
     for label in ("v0004", "v0005"):
-        damage(registry, label)
+        registry.damage(label)
     for label in ("v0001", "v0002", "v0003"):
         move_alias(registry.model(), "final", label)
         asyncio.run(table.refresh())
@@ -135,7 +117,7 @@ def test_a_new_replica_agrees_with_an_old_one_where_the_newest_versions_are_refu
 
 def test_a_replica_whose_only_version_is_refused_comes_up_and_says_so(registry, engine, table):
     registry.publish()
-    damage(registry, "v0001")
+    registry.damage("v0001")
     move_alias(registry.model(), "final", "v0001")
     asyncio.run(table.start(0.01, 1, 1))
     assert served(table) == {}
@@ -159,13 +141,9 @@ def test_a_replica_is_not_up_before_the_registry_can_be_read_and_gives_up_in_tim
     asyncio.run(table.start(0.01, 60, 60))
     assert len(tries) == 4 and served(table) == {"triage/final": "triage/v0001"}
     tries[:] = [0] * -(10**6)
-    monkeypatch.setattr(follow, "find_etags", lambda *_: refuse_storage())
+    monkeypatch.setattr(follow, "find_etags", storage_away)
     with pytest.raises(StorageError, match="could not be read for 0 s: away"):
         asyncio.run(table.start(0.01, 0.05, 60))
-
-
-def refuse_storage():
-    raise UnavailableError("away")
 
 
 def test_a_new_replica_takes_the_version_before_where_the_newest_stays_unreadable(registry, table):
@@ -191,7 +169,7 @@ def test_a_replica_without_storage_goes_on_and_says_so_with_the_time(registry, t
     if fault == "mount gone":
         shutil.move(registry.uri, registry.uri + "-away")
     else:
-        monkeypatch.setattr(follow, "find_etags", lambda *_: refuse_storage())
+        monkeypatch.setattr(follow, "find_etags", storage_away)
     asyncio.run(table.refresh())
     first = table.status()
     asyncio.run(table.refresh())
@@ -214,7 +192,7 @@ def test_an_explicit_version_that_cannot_be_read_is_told_apart_from_one_that_is_
     asyncio.run(table.refresh())
     with pytest.raises(NotFoundError, match="not served here"):
         asyncio.run(table.find("triage/v0009"))
-    monkeypatch.setattr("raydistill.serving.shelf.find_content", lambda *_: refuse_storage())
+    monkeypatch.setattr("raydistill.serving.shelf.find_content", storage_away)
     with pytest.raises(ServiceError, match="cannot be read now"):
         asyncio.run(table.find("triage/v0001"))
 
@@ -224,82 +202,8 @@ def test_an_alias_leaves_when_it_is_gone_and_a_deleted_version_is_no_way_back(re
     for label in ("v0001", "v0002"):
         move_alias(registry.model(), "final", label)
         asyncio.run(table.refresh())
-    damage(registry, "v0003")
+    registry.damage("v0003")
     move_alias(registry.model(), "final", "v0003")
     delete_version(registry.model(), "v0002")
     asyncio.run(table.refresh())
     assert served(table) == {"triage/final": "triage/v0001"}
-
-
-def test_the_least_recently_used_leaves_with_its_files_and_never_one_in_use(registry, engine, table, tmp_path):
-    registry.publish(count=6)
-    move_alias(registry.model(), "final", "v0001")
-    move_alias(registry.model(), "next", "v0002")
-
-    async def run():
-        await table.refresh()
-        async with table.use("triage/v0003") as held:
-            for label in ("v0004", "v0005"):
-                await table.find(f"triage/{label}")
-            await table.refresh()
-            assert names() == {"v0001", "v0002", "v0003"}, "two aliases and a running request stay, though two may"
-            assert (await engine.answer(held.adapter, 3)) == [(await engine.answer(held.adapter, 1))[0]] * 3
-        move_alias(registry.model(), "next", "v0006")
-        await table.refresh()
-        assert names() == {"v0001", "v0006"}
-        assert len(list((tmp_path / "cache").iterdir())) > 2
-        await table.refresh()  # files leave one call after their version
-        assert len(list((tmp_path / "cache").iterdir())) == 2
-        await table.find("triage/v0002")  # what has left comes back under a folder of its own
-        assert names() == {"v0001", "v0006", "v0002"}
-
-    def names():
-        assert {name.partition("@")[0] for name in table.status()["load_seconds"]} == {
-            name.partition("@")[0] for name in engine.names
-        }
-        return {name.partition("@")[0].partition("/")[2] for name in engine.names}
-
-    asyncio.run(run())
-
-
-def test_one_load_serves_all_who_ask_and_survives_who_leaves(registry, engine, table):
-    registry.publish()
-
-    async def run():
-        waiting = [asyncio.create_task(table.find("triage/v0001")) for _ in range(5)]
-        await asyncio.sleep(0)
-        waiting[0].cancel()
-        found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert isinstance(found[0], asyncio.CancelledError)
-        assert len({id(item) for item in found[1:]}) == 1
-
-    asyncio.run(run())
-    assert len(engine.loads) == 1
-
-
-def test_a_version_that_left_before_a_waiting_request_got_its_turn_is_loaded_again(registry, engine, tmp_path):
-    registry.publish()
-    shelf = Shelf(registry.uri, engine.gate(tmp_path / "cache"), max_resident=0)
-
-    async def get_and_evict():
-        await shelf.get(("triage", "v0001"))
-        await shelf.evict([])
-
-    async def run():
-        first = asyncio.create_task(get_and_evict())
-        await asyncio.sleep(0)  # it waits first, so it is also the first to go on
-        second = await shelf.get(("triage", "v0001"))
-        assert second in shelf.loaded.values()
-        await first
-
-    asyncio.run(run())
-    assert len(engine.loads) == 2
-
-
-def test_the_engines_own_refusal_leaves_nothing_behind(registry, engine, table, tmp_path):
-    registry.publish()
-    move_alias(registry.model(), "final", "v0001")
-    engine.faults = lambda what: refuse("the engine refused the adapter") if what == "load" else None
-    asyncio.run(table.refresh())
-    assert table.status()["refused"]["triage/v0001"] == "the engine refused the adapter"
-    assert engine.names == set() and list((tmp_path / "cache").iterdir()) == []

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raydistill.core.errors import VerificationError
+from raydistill.core.errors import UnavailableError, VerificationError
 from raydistill.serving.gate import Gate
 
 
@@ -91,3 +91,8 @@ class ToyEngine:
 def refuse(reason: str) -> None:
     """Raise what the engine's own refusal becomes."""
     raise VerificationError(reason)
+
+
+def storage_away(*_: object) -> None:
+    """Stand in for any look at the registry while it does not answer."""
+    raise UnavailableError("away")
