@@ -28,9 +28,8 @@ HEADER = "x-raydistill-model"
 async def sample(client, num_samples=1):
     """Return the exact version and the tokens of each sample, greedily, so that all must be the same."""
     params = types.SamplingParams(max_tokens=TOKENS, temperature=0.0, stop=[])
-    result = await client.sample_async(
-        types.ModelInput.from_ints(PROMPT), num_samples=num_samples, sampling_params=params
-    )
+    prompt = types.ModelInput.from_ints(PROMPT)
+    result = await (await client.sample_async(prompt, num_samples=num_samples, sampling_params=params))
     return result.model, {tuple(sequence.tokens) for sequence in result.sequences}
 
 
