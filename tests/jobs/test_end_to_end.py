@@ -150,10 +150,11 @@ def test_streamed_chat_says_the_same_in_pieces(world):
 
 
 def test_a_chat_that_the_engine_cannot_read_is_the_callers_fault(world):
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "top_logprobs": 3}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi " * 500}]}
     answer = httpx.post(f"{world.url}/v1/chat/completions", json=body, timeout=60)
     assert answer.status_code == 400, answer.text
-    assert "logprobs" in answer.text
+    assert answer.json()["error"]["code"] == "refused_by_engine"
+    assert "384" in answer.json()["error"]["message"]
 
 
 def test_unknown_names_never_fall_back_to_the_base(world):
