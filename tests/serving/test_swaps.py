@@ -19,7 +19,7 @@ from raydistill.registry.aliases import move_alias, read_aliases
 from raydistill.registry.resolve import rollback
 from raydistill.registry.versions import read_version
 from raydistill.serving.adapters import AdapterTable
-from tests.serving.toy_engine import ToyEngine, refuse
+from tests.serving.toy_engine import EngineDiedError, ToyEngine
 
 SEEDS = int(os.environ.get("RAYDISTILL_SWAP_SEEDS", "4"))  # `make soak` asks for more
 SWAPS = 60  # a seed
@@ -93,11 +93,11 @@ def test_no_request_fails_or_mixes_versions_while_versions_swap(registry, tmp_pa
 
 
 def spoil(registry, name, bad):
-    """Flip a byte of every other bad version's weights; the engine's probe refuses the rest."""
+    """Change every other bad version's weights; the engine's probe refuses the rest."""
     for label in sorted(bad)[::2]:
         path = Path(registry.model(name), label, "adapter_model.safetensors")
         if path.exists():
-            path.write_bytes(path.read_bytes()[::-1])
+            path.write_bytes(b"changed")
 
 
 def expect(registry, bad):
@@ -153,7 +153,7 @@ def swap_something(registry, dice, bad):
     uri = registry.model(name)
     if dice.random() < 0.3:
         registry.publish(name)
-        spoil(registry, name, {label for label in bad if label == max(storage.list_names(uri)[-1:], default="")})
+        spoil(registry, name, bad)
     if dice.random() < 0.3 and read_aliases(uri).standing_moves(alias)[-1]["from"]:
         rollback(uri, alias)
     else:
@@ -193,8 +193,5 @@ def test_this_test_would_see_an_engine_that_lost_a_running_requests_files(regist
             await table.refresh()
         await engine.answer(loaded.adapter, 1)
 
-    with pytest.raises(Exception, match="triage/v0001") as caught:
+    with pytest.raises(EngineDiedError, match="triage/v0001"):
         asyncio.run(run())
-    assert type(caught.value).__name__ == "EngineDiedError"
-    with pytest.raises(ValueError, match="no"):
-        refuse("no")
