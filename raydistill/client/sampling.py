@@ -5,7 +5,7 @@ import itertools
 import time
 from typing import Any
 
-from raydistill.client.transport import BACKOFF_SECONDS, Transport
+from raydistill.client.transport import BACKOFF_SECONDS, Transport, retry_after
 from raydistill.core.errors import ConfigError, ServiceError
 from raydistill.core.wire import decode_sample_response
 from raydistill.types import ModelInput, SampleResponse, SamplingParams
@@ -13,7 +13,7 @@ from raydistill.types import ModelInput, SampleResponse, SamplingParams
 MODEL_HEADER = "x-raydistill-model"
 MAX_SAMPLE_SECONDS = 1800.0  # from submission to the answer, resubmissions included
 _PROTOBUF = "application/x-protobuf"
-_LOST = 410
+_LOST, _BUSY = 410, 429
 _SHORTEST_POLL_SECONDS = 0.1  # a server that answers try_again at once is not asked more often than this
 
 
@@ -46,7 +46,13 @@ class Sampler:
     async def _submit_and_poll(self, body: dict[str, Any], deadline: float) -> SampleResponse | None:
         """Return the completions, or None where the service has lost the request."""
         submission = {"sampling_session_id": self._session_id, "seq_id": next(self._numbers), **body}
-        answer = await self._transport.request("POST", "/api/v1/asample", submission, passed=frozenset({_LOST}))
+        passed = frozenset({_LOST, _BUSY})
+        answer = await self._transport.request("POST", "/api/v1/asample", submission, passed=passed)
+        while answer.status_code == _BUSY and time.monotonic() < deadline:  # full is no fault: wait as long as it takes
+            await asyncio.sleep(retry_after(answer, BACKOFF_SECONDS[0]))
+            answer = await self._transport.request("POST", "/api/v1/asample", submission, passed=passed)
+        if answer.status_code == _BUSY:
+            raise ServiceError(f"no place within {MAX_SAMPLE_SECONDS:.0f} s. Ask for less at once, or add replicas.")
         if answer.status_code == _LOST:
             return None
         request_id = self._transport.parse_object(answer).get("request_id")

@@ -85,7 +85,7 @@ class Transport:
             may_retry = answer.status_code in _RETRIED and answer.headers.get("x-should-retry") != "false"
             if not may_retry or wait_seconds is None:
                 raise self._error(answer)
-            await asyncio.sleep(_retry_after(answer, wait_seconds))
+            await asyncio.sleep(retry_after(answer, wait_seconds))
         raise AssertionError("the last try either returns or raises")
 
     def _error(self, answer: httpx.Response) -> Exception:
@@ -113,7 +113,7 @@ def check_base_url(base_url: str) -> str:
     return base_url.rstrip("/")
 
 
-def _retry_after(answer: httpx.Response, wait_seconds: float) -> float:
+def retry_after(answer: httpx.Response, wait_seconds: float) -> float:
     """Return how long to wait: what the server asks, within bounds, or our own wait."""
     try:
         asked = float(answer.headers.get("retry-after", ""))

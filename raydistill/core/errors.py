@@ -41,12 +41,29 @@ class VerificationError(RaydistillError, ValueError):
     """A version failed a check (digest, base model, shape, weights, template, probe) and is not served."""
 
 
+class RefusedError(VerificationError):
+    """A replica refused a version; `check` names which of its checks failed."""
+
+    def __init__(self, message: str, check: str = "") -> None:
+        """Take the reason and the check: record, digests, checks, load or probe."""
+        super().__init__(message)
+        self.check = check
+
+    def __reduce__(self) -> tuple[type["RefusedError"], tuple[str, str]]:
+        """Return how to make it anew in another process."""
+        return type(self), (str(self.args[0]), self.check)
+
+
 class CapacityError(RaydistillError, RuntimeError):
     """The cluster can never have the CPUs, GPUs or memory that were asked for."""
 
 
 class ServiceError(RaydistillError, RuntimeError):
     """A serving application answered with an error, or did not answer in time."""
+
+
+class EngineLostError(ServiceError):
+    """A replica's engine is gone: the request was not answered, and another replica can answer it."""
 
 
 class TrainingError(RaydistillError, RuntimeError):

@@ -66,16 +66,27 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
         model_loading_config={"model_id": model_id, "model_source": model_dir},
         engine_kwargs=vllm_args(config, on_gpu, lora),
         accelerator_config=GPUConfig(kind="gpu") if on_gpu else CPUConfig(kind="cpu"),
-        deployment_config={
-            **_replicas(config),
-            "max_ongoing_requests": 4 * config.max_num_seqs,
-            "health_check_timeout_s": 60,
-        },
+        deployment_config={**deployment_options(config, drains=lora), "health_check_timeout_s": 60},
         runtime_env={"env_vars": env},
         experimental_configs={"stream_batching_interval_ms": 0},
         server_cls=server_cls,
         log_engine_metrics=False,
     )
+
+
+def deployment_options(config: EngineConfig, *, drains: bool) -> dict[str, Any]:
+    """Return Serve's words for how many replicas there are, how much one takes, and how one goes.
+
+    Args:
+        config: the engine's settings.
+        drains: whether a replica that is to go answers what it has, however long that takes: a student. What is cut
+            at a teacher, its job asks again.
+    """
+    options: dict[str, Any] = {"max_ongoing_requests": config.max_rows_at_replica}
+    options["logging_config"] = {"encoding": "JSON"}
+    if drains:
+        options["graceful_shutdown_timeout_s"] = config.drain_seconds  # Serve's 20 s would cut a longer answer
+    return options | _replicas(config)
 
 
 def _replicas(config: EngineConfig) -> dict[str, Any]:

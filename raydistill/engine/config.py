@@ -29,6 +29,21 @@ class AutoscalingConfig(Section):
         return self
 
 
+class FrontConfig(Section):
+    """What the HTTP front of an engine takes from its clients."""
+
+    max_body_kib: int = Field(1024, ge=1)
+    """The longest body of a request; a longer one is refused (413) while it comes in."""
+    max_waiting: int | None = Field(None, ge=0)
+    """Rows at a replica beyond max_num_seqs, per replica; with more a request gets 429. By default 3 * max_num_seqs."""
+    retry_after_seconds: int = Field(1, ge=1)
+    """What a request that got 429 is told to wait."""
+    request_timeout_seconds: float = Field(600, gt=0)
+    """From a request's arrival to its last token; then 504. A replica that is to go waits so long for its requests."""
+    cors_origins: list[str] = Field(default_factory=list)
+    """Origins whose pages may read the answers; by default none."""
+
+
 class EngineConfig(Section):
     """How an engine runs; the defaults suit two CPU cores and a small model."""
 
@@ -50,6 +65,8 @@ class EngineConfig(Section):
     """Replicas, always; see autoscaling for what follows the load."""
     autoscaling: AutoscalingConfig | None = None
     """A table; it takes the place of num_replicas."""
+    front: FrontConfig = Field(default_factory=lambda: FrontConfig.model_validate({}))
+    """A table: what the HTTP front takes."""
     start_timeout_seconds: float = Field(600, gt=0)
     max_lora_rank: int = Field(64, ge=1)
     """The largest rank a student serves."""
@@ -62,6 +79,17 @@ class EngineConfig(Section):
     def max_replicas(self) -> int:
         """The most replicas there may be."""
         return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
+
+    @property
+    def max_rows_at_replica(self) -> int:
+        """The most rows at one replica, decoding and waiting."""
+        waiting = self.front.max_waiting
+        return self.max_num_seqs + (3 * self.max_num_seqs if waiting is None else waiting)
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long a replica that is to go waits for its requests: as long as one of them may take, and a moment."""
+        return self.front.request_timeout_seconds + 5
 
     def count_gpus(self) -> int:
         """Return the GPUs that its replicas hold at most on the connected cluster; see `runs_on_gpu`."""

@@ -6,26 +6,31 @@ Source: the wire protocol of the public `tinker` SDK; one surface for its client
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
+import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raydistill.core.errors import NotFoundError
 from raydistill.core.records import TokenRequest, TokenResult
+from raydistill.engine.front import Front
+from raydistill.engine.refusals import Refusal, internal
+
+logger = logging.getLogger("ray.serve.raydistill")
 
 KEEP_SECONDS = 300  # a reply may get lost, so a result stays readable after it was read
 HOLD_SECONDS = 25  # a long poll ends before the client's 45 s
-Generate = Callable[[list[TokenRequest]], Awaitable[list[TokenResult]]]
+MAX_STOPS = 64
+_Token = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # in the vocabulary or not is for `sample_faults` to say
 
 
 class _Wire(BaseModel):
     """A request body; unknown fields are ignored, since clients add some with every release."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class CreateSession(_Wire):
@@ -37,15 +42,15 @@ class CreateSession(_Wire):
 class CreateSamplingSession(_Wire):
     """POST /api/v1/create_sampling_session."""
 
-    model_path: str | None = None
-    base_model: str | None = None
+    model_path: str | None = Field(None, max_length=1000)
+    base_model: str | None = Field(None, max_length=1000)
 
 
 class Chunk(_Wire):
     """A piece of a prompt; only text is known here."""
 
     type: str = "encoded_text"
-    tokens: list[int] = []
+    tokens: list[_Token] = []
 
 
 class ModelInput(_Wire):
@@ -57,19 +62,19 @@ class ModelInput(_Wire):
 class SamplingParams(_Wire):
     """How to sample; absent values are the protocol's defaults."""
 
-    max_tokens: int | None = Field(None, ge=1)
-    seed: int | None = None
-    temperature: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
-    top_k: int = -1
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    seed: int | None = Field(None, gt=-(2**62), lt=2**62)
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_k: int = Field(-1, ge=-1, lt=2**31)
     top_p: float = Field(1.0, gt=0, le=1)
-    stop: str | list[str] | list[int] | None = None
+    stop: str | list[str] | list[_Token] | None = None
 
 
 class Sample(_Wire):
     """POST /api/v1/asample."""
 
-    sampling_session_id: str
-    seq_id: int
+    sampling_session_id: str = Field(max_length=2000)
+    seq_id: int = Field(ge=0, lt=2**63)
     num_samples: int = Field(1, ge=1, le=128)
     prompt: ModelInput
     sampling_params: SamplingParams = Field(default_factory=lambda: SamplingParams.model_validate({}))
@@ -83,7 +88,7 @@ class Sample(_Wire):
 class RetrieveFuture(_Wire):
     """POST /api/v1/retrieve_future."""
 
-    request_id: str
+    request_id: str = Field(max_length=3000)
 
 
 def encode_session(model: str) -> str:
@@ -96,29 +101,32 @@ def decode_session(session_id: str) -> str:
     """Return the model that a sampling session samples.
 
     Raises:
-        NotFoundError: it is no id of ours.
+        Refusal: 404, it is no id of ours.
     """
     try:
         text = session_id.removeprefix("ss_")
         return str(json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))["model"])
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise NotFoundError("unknown sampling_session_id: create a sampling session first.") from error
+        message = "unknown sampling_session_id: create a sampling session first"
+        raise Refusal(404, "unknown_session", message, "sampling_session_id") from error
 
 
-def sample_faults(sample: Sample, vocab_size: int, max_model_len: int) -> list[str]:
-    """Return what cannot be done of a request, by field; an empty list when all of it can."""
+def sample_faults(sample: Sample, vocab_size: int, max_model_len: int, max_rows: int) -> list[tuple[str, str]]:
+    """Return what cannot be done of a request, as (field, why); an empty list when all of it can."""
     faults = []
-    kinds = {chunk.type for chunk in sample.prompt.chunks} - {"encoded_text"}
+    kinds = {chunk.type[:50] for chunk in sample.prompt.chunks} - {"encoded_text"}
     if kinds:
-        faults.append(f"prompt: chunks of type {', '.join(sorted(kinds))} are not supported, only encoded_text")
+        faults.append(("prompt", f"chunks of type {', '.join(sorted(kinds))} are not supported, only encoded_text"))
     tokens = [token for chunk in sample.prompt.chunks for token in chunk.tokens]
     if not tokens and not kinds:
-        faults.append("prompt: at least one token is needed")
+        faults.append(("prompt", "at least one token is needed"))
     wrong = [token for token in tokens if not 0 <= token < vocab_size]
     if wrong:
-        faults.append(f"prompt: token id {wrong[0]} is not in 0..{vocab_size - 1}")
+        faults.append(("prompt", f"token id {wrong[0]} is not in 0..{vocab_size - 1}"))
     if len(tokens) >= max_model_len:
-        faults.append(f"prompt: {len(tokens)} tokens leave no room for an answer; the model takes {max_model_len}")
+        faults.append(("prompt", f"{len(tokens)} tokens leave no room for an answer; the model takes {max_model_len}"))
+    if sample.num_samples > max_rows:
+        faults.append(("num_samples", f"this service takes {max_rows} at once"))
     unsupported = {
         "prompt_logprobs": sample.prompt_logprobs,
         "topk_prompt_logprobs": sample.topk_prompt_logprobs,
@@ -126,8 +134,17 @@ def sample_faults(sample: Sample, vocab_size: int, max_model_len: int) -> list[s
         "prompt_alt_tokens_k": sample.prompt_alt_tokens_k,
         "target_prompt_logprobs": sample.target_prompt_logprobs is not None,
     }
-    faults += [f"{name}: not supported" for name, asked in unsupported.items() if asked]
-    return faults
+    faults += [(name, "not supported") for name, asked in unsupported.items() if asked]
+    return faults + _stop_faults(sample.sampling_params.stop, vocab_size)
+
+
+def _stop_faults(stop: str | list[str] | list[int] | None, vocab_size: int) -> list[tuple[str, str]]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if len(stops) > MAX_STOPS:
+        return [("sampling_params.stop", f"{len(stops)} stops; at most {MAX_STOPS}")]
+    if any(item == "" or (isinstance(item, int) and not 0 <= item < vocab_size) for item in stops):
+        return [("sampling_params.stop", f"an empty text, or a token id that is not in 0..{vocab_size - 1}")]
+    return []
 
 
 def make_rows(sample: Sample, model: str, max_model_len: int) -> list[TokenRequest]:
@@ -156,30 +173,45 @@ def make_rows(sample: Sample, model: str, max_model_len: int) -> list[TokenReque
 class Futures:
     """Requests in flight and their results, kept for a while so that a lost reply can be asked again."""
 
-    def __init__(self, generate: Generate) -> None:
-        """Take the function that asks the engine."""
-        self._generate = generate
+    def __init__(self, front: Front) -> None:
+        """Take who asks the engine."""
+        self._front = front
         self._tasks: dict[str, tuple[float, asyncio.Task[list[TokenResult]]]] = {}
 
     def submit(self, request_id: str, rows: list[TokenRequest]) -> None:
-        """Start a request; the same id again is the same request."""
-        self._evict()
-        if request_id not in self._tasks:
-            self._tasks[request_id] = (time.monotonic(), asyncio.ensure_future(self._generate(rows)))
+        """Start a request; the same id again is the same request.
 
-    async def wait(self, request_id: str) -> tuple[Literal["done", "pending", "lost"], list[TokenResult]]:
-        """Return the results, or "pending" after a long poll, or "lost" where nothing is known of the request."""
+        Raises:
+            Refusal: 429, there is no room for it now.
+        """
+        self._evict()
+        if request_id in self._tasks:
+            return
+        places = contextlib.ExitStack()
+        places.enter_context(self._front.admit(len(rows)))
+        task = asyncio.ensure_future(self._front.generate(rows))
+        task.add_done_callback(lambda _: places.close())
+        self._tasks[request_id] = (time.monotonic(), task)
+
+    async def wait(self, request_id: str) -> tuple[Literal["done", "pending", "lost"], list[TokenResult] | Refusal]:
+        """Return the results or why there are none; "pending" after a long poll, "lost" where it is not known."""
         entry = self._tasks.get(request_id)
         if entry is None:
             return "lost", []
         done, _ = await asyncio.wait([entry[1]], timeout=HOLD_SECONDS)
         if not done:
             return "pending", []
-        if entry[1].cancelled() or entry[1].exception() is not None:
+        error = asyncio.CancelledError() if entry[1].cancelled() else entry[1].exception()
+        if isinstance(error, asyncio.CancelledError) or (isinstance(error, Refusal) and error.code == "replica_lost"):
             self._tasks.pop(request_id, None)
             return "lost", []  # the engine or its replica is gone: the client submits again
         self._tasks[request_id] = (time.monotonic(), entry[1])
-        return "done", entry[1].result()
+        if error is None:
+            return "done", entry[1].result()
+        if isinstance(error, Refusal):
+            return "done", error
+        logger.error("request %s failed", request_id, exc_info=error)
+        return "done", internal()
 
     def cancel(self, request_id: str) -> None:
         """Stop a request whose caller has gone."""

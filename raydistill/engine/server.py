@@ -1,9 +1,11 @@
 """The replica: Ray Serve's LLMServer with a token-level method, used by handle."""
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,21 @@ from ray import serve
 from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm import SamplingParams, TokensPrompt
-from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
-from vllm.exceptions import VLLMValidationError
+from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.logprobs import FlatLogprobs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from raydistill.core.errors import NotFoundError, VerificationError
+from raydistill.core.errors import EngineLostError, NotFoundError, VerificationError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.core.topk import pack_top
+from raydistill.engine import counting
 from raydistill.engine.args import find_model_here
+from raydistill.engine.counting import Asked
+from raydistill.engine.metrics import BASE
+
+ERROR_EVENT = 'data: {"error"'  # how vllm begins an error in a stream
 
 
 class TokenServer(LLMServer):
@@ -32,6 +39,7 @@ class TokenServer(LLMServer):
         """Find the model on this node and start the engine on it."""
         await asyncio.to_thread(find_model_here, self._llm_config)
         await super().start()
+        counting.count_rows_of(self._client)
 
     async def _start_engine(self) -> None:
         """Start the engine without the parent's usage reports, for which a process of 250 MB would stay."""
@@ -49,7 +57,7 @@ class TokenServer(LLMServer):
             after: the id of a request for the same rows that failed; for the router, see raydistill.teacher.routing.
 
         Raises:
-            EngineDeadError: the engine is gone; the replica will be replaced, ask again.
+            EngineLostError: the engine is gone; the replica will be replaced, ask again.
         """
         return list(await asyncio.gather(*(self._generate_row(row) for row in rows)))
 
@@ -58,15 +66,32 @@ class TokenServer(LLMServer):
 
         Args:
             fields: of the request's body. Plain values in and out, so that the front need not import vllm.
+
+        Raises:
+            EngineLostError: the engine is gone; the replica will be replaced, ask again.
         """
+        # The engine knows requests by their id, and two clients may choose the same one.
+        fields["request_id"] = f"{fields.get('request_id', 'chat')}-{uuid.uuid4().hex[:8]}"
         try:
             request = ChatCompletionRequest(**fields)
         except (ValidationError, VLLMValidationError) as error:
-            yield {"error": {"message": _describe_refusal(error), "type": "BadRequestError", "code": 400}}
+            yield {"error": {"message": _describe_refusal(error), "code": 400}}
             return
-        async for part in await self.chat(request):
-            for item in part if isinstance(part, list) else [part]:
-                yield item if isinstance(item, str) else item.model_dump(exclude_none=True)
+        counting.set_asked(Asked(BASE, BASE))  # a student knows better, see its `chat`
+        try:
+            async for part in await self.chat(request):
+                for item in part if isinstance(part, list) else [part]:
+                    yield self._check_part(item if isinstance(item, str) else item.model_dump(exclude_none=True))
+        except EngineDeadError:
+            raise _engine_lost() from None  # vllm's own error could be read only where vllm is imported
+
+    def _check_part(self, part: dict[str, Any] | str) -> dict[str, Any] | str:
+        """Return a part of a chat's answer, an error in a stream as the dict it is elsewhere."""
+        if isinstance(part, str) and part.startswith(ERROR_EVENT):
+            part = json.loads(part.removeprefix("data: "))
+        if isinstance(part, dict) and "error" in part and self._client.errored:
+            raise _engine_lost()
+        return part
 
     async def info(self) -> dict[str, Any]:
         """Return what a front needs to know: the base model, its folder, vocabulary and longest request."""
@@ -88,9 +113,18 @@ class TokenServer(LLMServer):
             return self._llm_config.model_id, None
         raise NotFoundError(f"{model!r} is not served here. Known: {', '.join(self.known_models())}.")
 
+    @asynccontextmanager
+    async def use_model(self, model: str) -> AsyncIterator[tuple[str, Any]]:
+        """Resolve a request's `model` and keep what answers it in the engine for as long as the request runs."""
+        yield await self.resolve(model)
+
     def is_base(self, model: str) -> bool:
         """Return whether a request's `model` means the base model: nothing, its name or its folder."""
         return model in ("", self._llm_config.model_id, self._client.model_config.model)
+
+    def describe_asked(self, model: str, name: str) -> Asked:
+        """Return as what a row counts: the alias it asked for and the exact version that answers."""
+        return Asked(BASE, BASE if self.is_base(name) else name)
 
     async def resolve_name(self, model: str) -> str:
         """Return the exact name of the model that would answer now; see `resolve`."""
@@ -103,7 +137,9 @@ class TokenServer(LLMServer):
     async def status(self) -> dict[str, Any]:
         """Return what this replica serves."""
         replica = serve.get_replica_context().replica_id.unique_id
-        return {"replica": replica, "base_model": self._llm_config.model_id, "models": self.known_models()}
+        running = self._client.output_processor.get_num_unfinished_requests()
+        models = self.known_models()
+        return {"replica": replica, "base_model": self._llm_config.model_id, "models": models, "running": running}
 
     async def load_adapter(self, name: str, folder: Path) -> Any:
         """Load a LoRA adapter from a local folder, which must stay; return what `generate_with` takes.
@@ -123,6 +159,12 @@ class TokenServer(LLMServer):
                 raise VerificationError(f"the engine refused the adapter: {answer.error.message}")
         return models.lora_requests[name]
 
+    async def unload_adapter(self, name: str, adapter: Any) -> None:
+        """Take an adapter that no request uses out of the engine; afterwards its files are not asked for again."""
+        engine: Any = self.engine
+        await engine._oai_models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))  # unknown is as good
+        await self._client.remove_lora(adapter.lora_int_id)
+
     @property
     def _client(self) -> Any:
         engine: Any = self.engine
@@ -131,12 +173,14 @@ class TokenServer(LLMServer):
     async def _generate_row(self, row: TokenRequest) -> TokenResult:
         start = time.perf_counter()
         try:
-            name, adapter = await self.resolve(row.model)
-            return await self.generate_with(row, name, adapter)
+            async with self.use_model(row.model) as (name, adapter):
+                with counting.asked(self.describe_asked(row.model, name)):
+                    return await self.generate_with(row, name, adapter)
         except EngineDeadError:
-            raise
-        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            raise _engine_lost() from None
+        except (VLLMClientError, ValueError, TypeError, LookupError, RuntimeError) as error:
             message = f"{type(error).__name__}: {error}"
+            codes = {NotFoundError: "unknown_model", VLLMClientError: "refused"}
             return TokenResult(
                 [],
                 [],
@@ -144,6 +188,7 @@ class TokenServer(LLMServer):
                 Usage(len(row.tokens), 0, 0),
                 latency_seconds=time.perf_counter() - start,
                 error=message,
+                error_code=next((code for kind, code in codes.items() if isinstance(error, kind)), ""),
             )
 
     async def generate_with(self, row: TokenRequest, name: str, adapter: Any) -> TokenResult:
@@ -160,6 +205,10 @@ class TokenServer(LLMServer):
         if final is None:
             raise RuntimeError("the engine ended the request without an answer")
         return make_result(row, final, name, time.perf_counter() - start)
+
+
+def _engine_lost() -> EngineLostError:
+    return EngineLostError("the engine is gone. Ask again: the replica will be replaced.")
 
 
 def _describe_refusal(error: ValidationError | VLLMValidationError) -> str:

@@ -8,7 +8,26 @@ from typing import Any
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from raydistill.engine.front import Front
+from raydistill.engine.refusals import Refusal
+
 TRIES, ANSWER_SECONDS, PAUSE_SECONDS = 3, 8, 0.5  # in all below the 30 s that askers wait
+
+
+async def describe_application(front: Front) -> dict[str, Any]:
+    """Return what `/status` answers: what the replicas serve, and how full the front is.
+
+    Raises:
+        Refusal: 503, no replica answers although there should be one.
+    """
+    rows = {"rows": front.rows, "max_rows": front.limits.max_rows}
+    statuses = await ask_replicas(front.engine)
+    if statuses:
+        return merge_statuses(statuses) | {"front": rows}
+    if front.limits.may_sleep:
+        asleep = "no replica runs; the next request starts one"
+        return {"base_model": None, "models": [], "aliases": {}, "replicas": [], "asleep": asleep, "front": rows}
+    raise Refusal(503, "no_replica", "no replica answers; try again", headers={"Retry-After": "5"})
 
 
 async def ask_replicas(engine: DeploymentHandle) -> list[dict[str, Any]]:

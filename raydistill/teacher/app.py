@@ -26,7 +26,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     """Return the teacher's application from the `args` of a Serve config file."""
     config = validate(TeacherConfig, args, "teacher args")
     llm_config = make_llm_config(config.model, resolve_model(config.model), config, TokenServer, lora=False)
-    return build_application(llm_config, ROUTER)
+    return build_application(llm_config, config, ROUTER)
 
 
 def start(model: str, engine: EngineConfig, application: tuple[str, str] = ("teacher", "/teacher")) -> DeploymentHandle:

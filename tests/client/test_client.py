@@ -182,6 +182,13 @@ def test_wrong_calls_are_refused_before_anything_is_sent(state, service, sampler
     assert len(state.requests) == seen
 
 
+def test_a_full_service_is_waited_for_longer_than_a_broken_one(state, sampler):
+    busy = {"error": {"code": "overloaded", "field": None, "message": "busy"}}
+    state.faults[ASAMPLE] = [JSONResponse(busy, 429, headers={"retry-after": "0.1"}) for _ in range(12)]
+    assert sampler.sample(PROMPT).result(timeout=20).model == VERSION
+    assert state.faults[ASAMPLE] == []
+
+
 def test_server_side_refusal_is_a_config_error(state, sampler):
     state.faults[ASAMPLE] = [JSONResponse({"detail": "token 999999 is outside the vocabulary"}, 400)]
     with pytest.raises(ConfigError, match="outside the vocabulary"):

@@ -19,6 +19,7 @@ from ray import serve
 from raydistill.core.errors import ConfigError, ServiceError
 from raydistill.core.keys import read_key
 from raydistill.engine.app import run_application, stop_application
+from raydistill.engine.config import EngineConfig
 from raydistill.engine.ingress import make_ingress
 
 key, port = sys.stdin.read(), int(sys.argv[1])  # Ray logs command lines
@@ -30,7 +31,7 @@ class Engine:
 
 def start(has_key):
     found = read_key() if has_key else None
-    run_application(make_ingress(found).bind(Engine.bind(), has_key), "front", "/", 100)
+    run_application(make_ingress(Engine.bind(), found, EngineConfig.model_validate({})), "front", "/", 100)
 
 ray.init(address="local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
 logs = Path(ray._private.worker._global_node.get_logs_dir_path())

@@ -10,17 +10,17 @@ from starlette.routing import Route
 from raydistill.core.errors import ConfigError
 from raydistill.core.keys import hash_key
 from raydistill.engine import ingress
-from raydistill.engine.ingress import Ingress, app, check_front, make_ingress
+from raydistill.engine.config import EngineConfig
+from raydistill.engine.ingress import Ingress, check_front, make_ingress
+from tests.engine.fake_engine import LIMITS, FakeEngine, make_front
 
 KEY = "tml-secret"
 
 
 @pytest.fixture
 def front():
-    """The application with a key, without Serve: a request that passes the key finds nobody behind it."""
-    before, app.state.key_hash = app.state.key_hash, hash_key(KEY)
-    yield TestClient(app, raise_server_exceptions=False)
-    app.state.key_hash = before
+    """The application with a key, without Serve."""
+    return TestClient(make_front(FakeEngine(), key_hash=hash_key(KEY)))
 
 
 def find_routes(routes, prefix=""):
@@ -35,7 +35,7 @@ def find_routes(routes, prefix=""):
 
 
 def test_every_route_asks_for_the_key(front):
-    routes = find_routes(app.routes)
+    routes = find_routes(front.app.routes)
     assert len(routes) >= 17, "the walk misses routes"
     assert {path for _, path in routes} >= {"/status", "/v1/chat/completions", "/api/v1/asample", "/healthz"}
     for method, path in [*routes, ("GET", "/no/such/route"), ("OPTIONS", "/status"), ("GET", "/docs")]:
@@ -82,18 +82,14 @@ def test_right_key_passes_in_either_header(front, headers):
     assert front.get("/no/such/route", headers=headers).status_code == 404
 
 
-def test_no_key_is_asked_for_where_the_application_has_none(front):
-    app.state.key_hash = None
-    assert front.get("/no/such/route").status_code == 404
+def test_no_key_is_asked_for_where_the_application_has_none():
+    assert TestClient(make_front(FakeEngine())).get("/no/such/route").status_code == 404
 
 
 def test_key_travels_with_the_application_as_a_hash():
-    before = app.state.key_hash
-    try:
-        deployment = make_ingress(KEY)
-    finally:
-        app.state.key_hash = before
-    packed = cloudpickle.dumps(deployment.func_or_class)
+    application = make_ingress("engine", KEY, EngineConfig.model_validate({}))
+    deployment = application._bound_deployment
+    packed = cloudpickle.dumps((deployment.func_or_class, deployment.init_args))
     assert hash_key(KEY).encode() in packed
     assert KEY.encode() not in packed
     assert cloudpickle.loads(packed)
@@ -111,4 +107,4 @@ def test_front_that_others_reach_is_refused_when_there_is_no_key(monkeypatch, ho
         check_front(has_key=False)
         return
     with pytest.raises(ConfigError, match=f"{host}.*RAYDISTILL_API_KEY"):
-        Ingress(engine=None, has_key=False)  # pyright: ignore[reportArgumentType]
+        Ingress(engine=None, limits=LIMITS)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,179 @@
+"""The front's limits without Ray: places, time, and one more try where a replica died."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+
+from raydistill.core.errors import EngineLostError
+from raydistill.engine.sampling import encode_session
+from tests.engine.bad_requests import CHAT, SAMPLE, chat, check, sample
+from tests.engine.fake_engine import VERSION, FakeEngine, make_front
+
+SESSION = encode_session("tiny")
+
+
+def run(engine, test, **limits):
+    """Run a coroutine function with a client of the front, in one event loop."""
+
+    async def main():
+        app = make_front(engine, **limits)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=20) as client:
+            return await test(client, app.state.front)
+
+    return asyncio.run(main())
+
+
+def lost_engine():
+    """What a call raises whose replica's engine is gone."""
+    return RayTaskError("generate", "", EngineLostError("gone")).as_instanceof_cause()
+
+
+DEATHS = [ActorDiedError(), ActorUnavailableError("away", b"\x01" * 16), lost_engine()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_chat_too_many_is_429_at_once_and_its_place_comes_back(stream):
+    engine = FakeEngine(wait_seconds=0.5)
+
+    async def test(client, front):
+        running = [asyncio.create_task(client.post(CHAT, json=chat(n=4, stream=stream)[1])) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        answer = await client.post(CHAT, json=chat()[1])
+        assert not any(task.done() for task in running), "it was not answered at once"
+        check(answer, 429, "overloaded", None)
+        assert answer.headers["retry-after"] == "3"
+        assert (await client.get("/status")).json()["front"] == {"rows": 8, "max_rows": 8}
+        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
+        assert front.rows == 0
+        assert (await client.post(CHAT, json=chat(stream=stream)[1])).status_code == 200
+
+    run(engine, test)
+
+
+def test_one_sample_too_many_is_429_at_submission_and_the_same_id_takes_no_second_place():
+    async def test(client, front):
+        path, body = sample(SESSION, num_samples=8)
+        first = await client.post(path, json=body)
+        again = await client.post(path, json=body)
+        assert first.json()["request_id"] == again.json()["request_id"]
+        check(await client.post(path, json={**body, "seq_id": 1, "num_samples": 1}), 429, "overloaded", None)
+        waiting = {"request_id": first.json()["request_id"]}
+        done = await client.post("/api/v1/retrieve_future", json=waiting)
+        assert done.headers["x-raydistill-model"] == VERSION
+        assert front.rows == 0
+        assert (await client.post(path, json={**body, "seq_id": 1})).status_code == 200
+
+    run(FakeEngine(wait_seconds=0.3), test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_that_takes_too_long_is_504_and_given_up_at_the_replica(stream):
+    engine = FakeEngine(wait_seconds=30)
+
+    async def test(client, front):
+        answer = await client.post(CHAT, json=chat(stream=stream)[1])
+        check(answer, 504, "timeout", None)
+        assert (engine.cancelled, front.rows) == (1, 0)
+
+    run(engine, test, timeout_seconds=0.2)
+
+
+def test_a_sample_that_takes_too_long_fails_and_is_not_asked_again():
+    engine = FakeEngine(wait_seconds=30)
+
+    async def test(client, front):
+        request_id = (await client.post(SAMPLE, json=sample(SESSION)[1])).json()["request_id"]
+        answer = await client.post("/api/v1/retrieve_future", json={"request_id": request_id})
+        assert answer.status_code == 200, "a 5xx would be asked again without a pause"
+        assert answer.json()["category"] == "server" and answer.json()["code"] == "timeout"
+        assert (engine.cancelled, front.rows) == (1, 0)
+
+    run(engine, test, timeout_seconds=0.2)
+
+
+def test_a_cancelled_sample_is_given_up_at_the_replica():
+    engine = FakeEngine(wait_seconds=30)
+
+    async def test(client, front):
+        request_id = (await client.post(SAMPLE, json=sample(SESSION)[1])).json()["request_id"]
+        await asyncio.sleep(0.05)
+        assert (await client.post("/api/v1/cancel_future", json={"request_id": request_id})).status_code == 204
+        await asyncio.sleep(0.05)
+        assert (engine.cancelled, front.rows) == (1, 0)
+        answer = await client.post("/api/v1/retrieve_future", json={"request_id": request_id})
+        check(answer, 410, "lost", "request_id")
+
+    run(engine, test)
+
+
+@pytest.mark.parametrize("death", DEATHS, ids=lambda death: type(death).__name__)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_whose_replica_dies_before_the_first_token_is_asked_once_more(death, stream):
+    async def test(client, front):
+        assert (await client.post(CHAT, json=chat(stream=stream)[1])).status_code == 200
+        assert len(front.engine.asked) == 2
+
+    run(FakeEngine(faults=[death]), test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_is_asked_twice_and_no_more(stream):
+    async def test(client, front):
+        answer = await client.post(CHAT, json=chat(stream=stream)[1])
+        check(answer, 503, "replica_lost", None)
+        assert answer.headers["retry-after"] == "5"
+        assert len(front.engine.asked) == 2
+
+    run(FakeEngine(faults=DEATHS), test)
+
+
+def test_a_stream_whose_replica_dies_later_ends_with_an_error_and_is_not_begun_anew():
+    part = 'data: {"choices": [], "model": "m"}\n\n'
+
+    async def test(client, front):
+        answer = await client.post(CHAT, json=chat(stream=True)[1])
+        first, error, end = [line for line in answer.text.splitlines() if line]
+        assert answer.status_code == 200 and first == part.strip() and end == "data: [DONE]"
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "replica_lost"
+        assert (len(front.engine.asked), front.rows) == (1, 0)
+
+    run(FakeEngine(parts=[part, ActorDiedError()]), test)
+
+
+@pytest.mark.parametrize(("deaths", "state"), [(1, 200), (2, 410)])
+def test_a_sample_whose_replica_dies_is_asked_once_more_and_then_left_to_its_client(deaths, state):
+    async def test(client, front):
+        request_id = (await client.post(SAMPLE, json=sample(SESSION)[1])).json()["request_id"]
+        answer = await client.post("/api/v1/retrieve_future", json={"request_id": request_id})
+        assert answer.status_code == state, answer.text
+        assert len(front.engine.asked) == 2
+
+    run(FakeEngine(faults=DEATHS[:deaths]), test)
+
+
+def test_a_fault_that_is_no_death_is_not_tried_again():
+    async def test(client, front):
+        check(await client.post(CHAT, json=chat()[1]), 500, "internal", None)
+        request_id = (await client.post(SAMPLE, json=sample(SESSION)[1])).json()["request_id"]
+        answer = await client.post("/api/v1/retrieve_future", json={"request_id": request_id})
+        assert answer.json()["category"] == "server" and "secret" not in answer.text
+        assert len(front.engine.asked) == 2
+
+    run(FakeEngine(faults=[RuntimeError("secret"), RuntimeError("secret")]), test)
+
+
+def test_a_front_whose_engine_sleeps_says_so_and_one_without_an_engine_is_unavailable():
+    class Nobody(FakeEngine):
+        async def _statuses(self, timeout_s, return_exceptions):
+            return []
+
+    async def status(client, _front):
+        return await client.get("/status")
+
+    asleep = run(Nobody(), status, may_sleep=True)
+    assert asleep.status_code == 200 and "next request" in asleep.json()["asleep"]
+    check(run(Nobody(), status), 503, "no_replica", None)
