@@ -16,7 +16,7 @@ from raydistill.core.uris import absolute, join
 from raydistill.training.batches import EncodedRow, plan_steps, rows_digest
 from raydistill.training.config import TrainConfig
 from raydistill.training.curve import draw_curve
-from raydistill.training.job import Job
+from raydistill.training.job import Job, Objective
 from raydistill.training.rundir import claim_run, read_metrics, write_rows
 from raydistill.training.worker import run_worker
 
@@ -65,10 +65,13 @@ class FitResult:
     metrics: dict[str, Any]
 
 
-def decide(config: TrainConfig, rows: Sequence[EncodedRow], model_dir: str, dtype: str) -> dict[str, Any]:
+def decide(
+    config: TrainConfig, rows: Sequence[EncodedRow], model_dir: str, dtype: str, teacher_prefix: Sequence[int] = ()
+) -> dict[str, Any]:
     """Return what decides the outcome of a run; its digest is the run's id."""
     keys = {key: value for key, value in config.model_dump().items() if key not in FREE_KEYS}
-    return {**keys, "dtype": dtype, "rows": rows_digest(rows), "model_revision": model_revision(model_dir)}
+    digest = rows_digest(rows, teacher_prefix)
+    return {**keys, "dtype": dtype, "rows": digest, "model_revision": model_revision(model_dir)}
 
 
 def check_rows(config: TrainConfig, rows: Sequence[EncodedRow]) -> None:
@@ -121,6 +124,7 @@ def fit(
     validation_rows: Sequence[EncodedRow],
     model_dir: str,
     on_progress: Progress | None = None,
+    teacher_prefix: Sequence[int] = (),
 ) -> FitResult:
     """Train, or go on with the run in config.log_path; Ray must be connected.
 
@@ -130,6 +134,7 @@ def fit(
         validation_rows: their loss is measured at each checkpoint; may be empty.
         model_dir: local folder of config.student_model.
         on_progress: called in a thread of its own, every few seconds.
+        teacher_prefix: token ids that stand before the teacher_tokens of all rows.
 
     Raises:
         DatasetError: the rows cannot be trained on.
@@ -149,7 +154,7 @@ def fit(
             "%d steps are few: LoRA wants %d or more (more num_epochs or examples).", plan.num_steps, FEW_STEPS
         )
     resolved = {**config.model_dump(), "learning_rate": rate, "dtype": dtype, "num_steps": plan.num_steps}
-    claim_run(log_uri, decide(config, [*train_rows, *validation_rows], model_dir, dtype), resolved)
+    claim_run(log_uri, decide(config, [*train_rows, *validation_rows], model_dir, dtype, teacher_prefix), resolved)
     write_rows(log_uri, train_rows, validation_rows)
 
     job = Job(
@@ -165,6 +170,8 @@ def fit(
         zero_stage=config.zero_stage,
         checkpoint_every=config.checkpoint_every,
         threads=config.threads_per_worker,
+        objective=Objective(config.kl_weight, config.kl_temperature),
+        teacher_prefix=tuple(teacher_prefix),
     )
     if not _is_finished(job):
         with _watch(log_uri, plan.num_steps, on_progress):

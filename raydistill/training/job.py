@@ -6,6 +6,19 @@ from raydistill.training.batches import Plan
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What is minimised where a teacher's distribution is known; elsewhere it is cross-entropy.
+
+    Attributes:
+        kl_weight: of forward KL(teacher || student); the rest is cross-entropy's.
+        kl_temperature: both sides' logits are divided by it.
+    """
+
+    kl_weight: float = 1.0
+    kl_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class Job:
     """All that a worker must know.
 
@@ -22,6 +35,8 @@ class Job:
         zero_stage: 0 to 3.
         checkpoint_every: steps.
         threads: CPU threads of this worker.
+        objective: what is minimised where a teacher is known.
+        teacher_prefix: token ids that stand before the teacher's rows.
     """
 
     model_dir: str
@@ -36,3 +51,5 @@ class Job:
     zero_stage: int
     checkpoint_every: int
     threads: int
+    objective: Objective = Objective()
+    teacher_prefix: tuple[int, ...] = ()

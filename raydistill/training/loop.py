@@ -1,6 +1,7 @@
 """What one worker of Ray Train does, from a checkpoint or from the start to the last step."""
 
 import contextlib
+import dataclasses
 import tempfile
 import time
 import warnings
@@ -19,6 +20,7 @@ from raydistill.training.job import Job
 from raydistill.training.model import check_packing, load_student
 from raydistill.training.rundir import MetricsLog, read_rows
 from raydistill.training.steps import Setting, apply_step, backward_step, idle_step, learning_rate_at, validate
+from raydistill.training.teacher import check_teacher, open_prefix
 from raydistill.training.zero import start_engine
 
 CHECKED_ROWS = 3  # of the first step, for the check that packing is sound
@@ -30,6 +32,7 @@ def train(job: Job) -> None:
     train_rows, validation_rows = read_rows(job.log_uri)
     with _last_checkpoint() as folder:
         engine, steps_done = _start(job, setting, train_rows, folder)
+    setting = _open_teacher(engine, job, setting, train_rows)
     log = MetricsLog(job.log_uri, steps_done) if setting.rank == 0 else None
     if steps_done == 0:
         _add(log, {"step": 0, **_validation(engine, validation_rows, job, setting)})
@@ -55,7 +58,8 @@ def _prepare(job: Job) -> Setting:
     if device.type == "cpu":
         torch.set_num_threads(job.threads)
     context = ray.train.get_context()
-    return Setting(context.get_world_rank(), context.get_world_size(), device, job.dtype, job.micro_batch_size)
+    ranks = (context.get_world_rank(), context.get_world_size())
+    return Setting(*ranks, device, job.dtype, job.micro_batch_size, job.objective)
 
 
 @contextlib.contextmanager
@@ -78,10 +82,20 @@ def _start(job: Job, setting: Setting, rows: Sequence[EncodedRow], folder: Path 
     if folder is not None:
         idle_step(engine, rows[0], setting)
         load_moments(engine, steps_done, folder)
-    elif job.micro_batch_size != 1:
-        first = [rows[index] for index in rows_of_step(job.plan, 0)[:CHECKED_ROWS]]
+    else:
+        first = [rows[index] for index in rows_of_step(job.plan, 0)[: job.micro_batch_size or CHECKED_ROWS]]
         check_packing(engine, first, job.dtype, setting.device)
     return engine, steps_done
+
+
+def _open_teacher(engine: Any, job: Job, setting: Setting, rows: Sequence[EncodedRow]) -> Setting:
+    """Return the setting with P's shared prefix computed and checked, where rows have a teacher."""
+    taught = [row for row in rows if row.teacher_tokens is not None][:CHECKED_ROWS]
+    if not taught:
+        return setting
+    prefix = open_prefix(engine, job.teacher_prefix, job.dtype, setting.device)
+    check_teacher(engine, taught[: job.micro_batch_size], job.teacher_prefix, prefix, job.dtype)
+    return dataclasses.replace(setting, prefix=prefix)
 
 
 def _step(engine: Any, rows: Sequence[EncodedRow], job: Job, setting: Setting, step: int) -> dict[str, Any]:
@@ -89,21 +103,21 @@ def _step(engine: Any, rows: Sequence[EncodedRow], job: Job, setting: Setting, s
     start = time.monotonic()
     indices = rows_of_step(job.plan, step)
     rate = learning_rate_at(step, job.plan.num_steps, job.learning_rate, job.warmup_steps)
-    loss, num_tokens = backward_step(engine, [rows[index] for index in indices], setting)
+    means = backward_step(engine, [rows[index] for index in indices], setting)
     apply_step(engine, rate)
     seconds = time.monotonic() - start
     return {
         "step": step + 1,
-        "train/loss_nats": loss,
+        **means.to_metrics("train"),
         "train/learning_rate": rate,
-        "train/completion_tokens": num_tokens,
-        "train/completion_tokens_per_second": num_tokens / seconds,
+        "train/completion_tokens": means.num_tokens,
+        "train/completion_tokens_per_second": means.num_tokens / seconds,
         "train/step_seconds": seconds,
     }
 
 
 def _validation(engine: Any, rows: Sequence[EncodedRow], job: Job, setting: Setting) -> dict[str, float]:
-    return {"validation/loss_nats": validate(engine, rows, job.plan.batch_size, setting)} if rows else {}
+    return validate(engine, rows, job.plan.batch_size, setting).to_metrics("validation") if rows else {}
 
 
 def _add(log: MetricsLog | None, line: dict[str, Any], now: bool = False) -> None:

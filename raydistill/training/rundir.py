@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from raydistill.core import storage
+from raydistill.core import storage, topk
 from raydistill.core.errors import ConflictError, NotFoundError
 from raydistill.core.uris import join
 from raydistill.training.batches import EncodedRow
@@ -60,11 +60,21 @@ def write_rows(log_uri: str, train: Sequence[EncodedRow], validation: Sequence[E
             "prompt_tokens": pa.array([row.prompt_tokens for row in rows], pa.list_(pa.int32())),
             "response_tokens": pa.array([row.response_tokens for row in rows], pa.list_(pa.int32())),
             "is_validation": [False] * len(train) + [True] * len(validation),
+            "teacher_tokens": pa.array([row.teacher_tokens for row in rows], pa.list_(pa.int32())),
+            "is_generic": [row.is_generic for row in rows],
+            **_label_columns(rows),
         }
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(table, buffer, **topk.parquet_options(table.schema))
     storage.write_bytes(join(log_uri, ROWS), buffer.getvalue())
+
+
+def _label_columns(rows: Sequence[EncodedRow]) -> dict[str, Any]:
+    """Return the columns of soft labels; none where no row has any."""
+    sizes = {row.top_ids.shape[1] for row in rows if row.top_ids is not None}
+    fields = topk.top_fields(sizes.pop()) if sizes else []
+    return {field.name: topk.to_column([getattr(row, field.name) for row in rows], field) for field in fields}
 
 
 def read_rows(log_uri: str) -> tuple[list[EncodedRow], list[EncodedRow]]:
@@ -72,7 +82,7 @@ def read_rows(log_uri: str) -> tuple[list[EncodedRow], list[EncodedRow]]:
     import pyarrow.parquet as pq
 
     train, validation = [], []
-    for row in pq.read_table(io.BytesIO(storage.read_bytes(join(log_uri, ROWS)))).to_pylist():
+    for row in topk.read_rows(pq.read_table(io.BytesIO(storage.read_bytes(join(log_uri, ROWS))))):
         rows = validation if row.pop("is_validation") else train
         rows.append(EncodedRow(**row))
     return train, validation
