@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import task
 from jobs.places import Place, find_model, model_places
 from jobs.runtime import ClusterConfig, connect, disconnect, require, require_nodes, require_shared, run_main
+from jobs.teaching import Student, add_teacher
 from raydistill.core import storage
 from raydistill.core.errors import DatasetError
 from raydistill.core.models import model_revision, read_model_config
@@ -41,24 +42,15 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Student:
-    """The base model as training and serving must agree on it."""
-
-    model_dir: str
-    tokenizer: Any
-    tokenizer_digest: str
-    template_digest: str
-    max_tokens: int
-
-
-@dataclass(frozen=True)
 class Rows:
-    """What is trained on."""
+    """What is trained on, with what loss; `teacher_prefix` stands before the rows' teacher_tokens."""
 
     train: list[EncodedRow]
     validation: list[EncodedRow]
     too_long: int
     manifest: Manifest | None
+    loss: str
+    teacher_prefix: list[int]
 
     @property
     def fingerprint(self) -> str:
@@ -82,6 +74,7 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
     check_places(config)
     student = check_model(config)
     rows = read_rows(config, student)
+    config = config.model_copy(update={"loss": rows.loss})
 
     from raydistill.training.fit import check_rows, choose_dtype, decide, fit, wants_gpu
 
@@ -93,7 +86,7 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
     require("train", cpus=config.num_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
     require_spread(config, cluster)
     dtype = choose_dtype(config, gpus > 0)
-    run_id = digest(decide(config, [*rows.train, *rows.validation], student.model_dir, dtype))[:12]
+    run_id = digest(decide(config, [*rows.train, *rows.validation], student.model_dir, dtype, rows.teacher_prefix))[:12]
     for version in list_versions(output_uri):
         if version.metrics.get("run_id") == run_id:
             logger.info("%s is this very run's result already.", join(output_uri, version.label))
@@ -101,7 +94,7 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
     log_path = config.log_path or join(_runs_uri(output_uri), run_id)
     config = config.model_copy(update={"log_path": log_path, "dtype": dtype})
     with _shown(on_progress) as report:
-        result = fit(config, rows.train, rows.validation, student.model_dir, report)
+        result = fit(config, rows.train, rows.validation, student.model_dir, report, rows.teacher_prefix)
     return _publish(config, student, rows, result, run_id)
 
 
@@ -175,7 +168,9 @@ def read_rows(config: TrainConfig, student: Student) -> Rows:
         )
     if not train:
         raise DatasetError(f"{config.data_file} leaves no row of at most {student.max_tokens} tokens for training.")
-    return Rows(train, validation, too_long, manifest)
+    teaching = add_teacher(config, student, manifest, examples, [*train, *validation])
+    rows = teaching.rows
+    return Rows(rows[: len(train)], rows[len(train) :], too_long, manifest, teaching.loss, teaching.prefix)
 
 
 def _compare_templates(config: TrainConfig, student: Student, manifest: Manifest | None) -> None:
