@@ -84,7 +84,7 @@ class TrainConfig(Section):
 
     merge: bool = False
     """Also write the student with the adapter merged in, a whole model for servers without LoRA."""
-    log_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where metrics go besides metrics.jsonl; the package must be installed."""
 
     @property

@@ -87,7 +87,7 @@ def read_state(folder: Path) -> State:
 
 
 def publish_checkpoint(folder: Path, log_uri: str, step: int) -> str:
-    """Copy a sealed checkpoint below a run's folder, state.json last, and delete those that are older than the last two.
+    """Copy a sealed checkpoint below a run's folder, state.json last, and delete all but the last two.
 
     Returns:
         The checkpoint's name, of which no other attempt at the same step makes use.

@@ -119,7 +119,7 @@ class _MLflow:
         mlflow.log_params(config)
 
     def add(self, step: int, numbers: dict[str, float]) -> None:
-        self._mlflow.log_metrics({key: float(value) for key, value in numbers.items()}, step=step)
+        self._mlflow.log_metrics(numbers, step=step)
 
     def close(self) -> None:
         self._mlflow.end_run()

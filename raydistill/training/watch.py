@@ -57,7 +57,7 @@ def watch(log_uri: str, num_steps: int, on_progress: Progress | None, trackers: 
 
 
 def _pass_on(line: dict[str, Any], trackers: Sequence[Tracker]) -> None:
-    numbers = {key: value for key, value in line.items() if key != "step" and isinstance(value, (int, float))}
+    numbers = {key: float(value) for key, value in line.items() if key != "step" and isinstance(value, (int, float))}
     for tracker in trackers:
         try:
             tracker.add(line["step"], numbers)
