@@ -8,14 +8,14 @@ The same command again goes on from the last checkpoint; where it was finished, 
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from jobs import task
 from jobs.places import Place, find_model, model_places
+from jobs.progress import TrainingProgress, show_training
 from jobs.publishing import check_output, publish_adapter, publish_merged_model
 from jobs.runtime import ClusterConfig, connect, disconnect, require, require_nodes, require_shared, run_main
 from raydistill.core.errors import DatasetError
@@ -32,7 +32,6 @@ from raydistill.training.config import TrainConfig
 if TYPE_CHECKING:
     from raydistill.training.fit import FitResult
 
-Progress = Callable[[int, int, dict[str, Any]], None]
 logger = logging.getLogger(__name__)
 
 
@@ -63,7 +62,9 @@ class Rows:
         return self.manifest.fingerprint if self.manifest else f"rows-{digest([row.id for row in self.train])}"
 
 
-def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: Progress | None = None) -> Version:
+def run(
+    config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: TrainingProgress | None = None
+) -> Version:
     """Train, publish and return the version; no alias moves.
 
     Args:
@@ -102,7 +103,7 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
             return _merged(config, output_uri, version, student)
     log_path = config.log_path or join(_runs_uri(output_uri), run_id)
     config = config.model_copy(update={"log_path": log_path, "dtype": dtype})
-    with _shown(on_progress) as report:
+    with show_training(on_progress) as report:
         result = fit(config, rows.train, rows.validation, student.model_dir, report)
     draft = _describe(config, student, rows, result, run_id)
     version = publish_adapter(output_uri, draft, result.adapter_dir, student.model_dir, rows.train)
@@ -261,27 +262,6 @@ def _describe(config: TrainConfig, student: Student, rows: Rows, result: "FitRes
         probe=[],
         verifiable=False,
     )
-
-
-@contextmanager
-def _shown(on_progress: Progress | None) -> Iterator[Progress]:
-    """Give the caller's progress function, or one that moves a bar on the terminal."""
-    if on_progress is not None:
-        yield on_progress
-        return
-    from rich.progress import Progress as Bar
-
-    with Bar() as bar:
-        bar_task = bar.add_task("training", total=None)
-
-        def report(done: int, total: int, line: dict[str, Any]) -> None:
-            loss = line.get("train/loss_nats")
-            held_out = line.get("validation/loss_nats")
-            text = "training" if loss is None else f"training, {loss:.3f} nats"
-            text += "" if held_out is None else f", held out {held_out:.3f}"
-            bar.update(bar_task, completed=done, total=total, description=text)
-
-        yield report
 
 
 def main(argv: Sequence[str]) -> None:

@@ -43,7 +43,7 @@ def delete_version(uri: str, label: str) -> None:
     if not LABEL.fullmatch(label):
         raise ConfigError(f"{label!r} is no version: write it like v0001.")
     append_move(uri, decide, f"{label} could not be deleted")
-    delete_merged(uri, label)
     storage.write_bytes(join(uri, label, CLAIM_FILE), b"")  # keeps the number taken
     for name in (VERSION_FILE, *ADAPTER_FILES):
         storage.delete(join(uri, label, name))
+    delete_merged(uri, label)

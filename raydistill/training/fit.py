@@ -129,7 +129,7 @@ def fit(
     check_targets(config.lora_targets, shape)
     advise(config, train_rows, plan, shape)
     use_gpu = wants_gpu(config)
-    job = _make_job(config, plan, model_dir, choose_dtype(config, use_gpu), log_uri)
+    job = make_job(config, plan, model_dir, choose_dtype(config, use_gpu), log_uri)
     decides = decide(config, [*train_rows, *validation_rows], model_dir, job.dtype)
     resolved = {
         **config.model_dump(),
@@ -149,7 +149,8 @@ def fit(
     return FitResult(join(log_uri, ADAPTER), result.pop("num_modules"), result)
 
 
-def _make_job(config: TrainConfig, plan: Plan, model_dir: str, dtype: str, log_uri: str) -> Job:
+def make_job(config: TrainConfig, plan: Plan, model_dir: str, dtype: str, log_uri: str) -> Job:
+    """Return what the workers must know."""
     rate = config.learning_rate or get_lr(model_dir)
     return Job(
         model_dir=model_dir,

@@ -1,54 +1,22 @@
 """The training loop: best adapter kept, damaged checkpoints passed over, every stage the same training."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from raydistill.core.errors import TrainingError
-from raydistill.training.job import Rhythm
 from raydistill.training.rundir import read_metrics, take_failure
 from raydistill.training.saved import fetch_checkpoint, find_checkpoint, list_checkpoints, read_state
 from raydistill.training.schedule import Schedule
-from tests.training import loop_runs
-from tests.training.workers import run_workers
-
-STAGES = [(0, "none"), (1, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]
+from tests.training import runs as run_settings
 
 
 @pytest.fixture(scope="module")
-def runs(model_dir, tmp_path_factory):
-    """Finished runs by name: on two workers, and one that another number of workers goes on with."""
-    root = tmp_path_factory.mktemp("runs")
-
-    def make(name: str, **changes):
-        return loop_runs.make_job(model_dir, str(root / name), **changes)
-
-    jobs = {"calm": make("calm")}
-    jobs |= {
-        f"{stage}-{offload}": make(f"{stage}-{offload}", stage=stage, offload=offload) for stage, offload in STAGES
-    }
-    wild = Schedule(0.3, "constant", 0, loop_runs.STEPS)
-    jobs["stopped"] = make("stopped", schedule=wild, rhythm=Rhythm(eval_every=1, patience=2, checkpoint_every=50))
-    endless = Schedule(1e30, "constant", 0, loop_runs.STEPS)
-    jobs["nan"] = make("nan", schedule=endless, rhythm=Rhythm(eval_every=50, patience=None, checkpoint_every=1))
-    for job in jobs.values():
-        loop_runs.write_run(job)
-    run_workers(loop_runs.train_all, 2, list(jobs.values()))
-    jobs["resumed"] = make("resumed", stage=0)
-    _break_off(loop_runs.folder_of(jobs["calm"]), loop_runs.folder_of(jobs["resumed"]))
-    run_workers(loop_runs.train_all, 1, [jobs["resumed"]])
-    return jobs
-
-
-def _break_off(whole, broken) -> None:
-    """Copy a run as it was when the upload of its last checkpoint broke off; one file of the one before is cut."""
-    shutil.copytree(whole, broken)
-    newest, before = list_checkpoints(str(broken))
-    (broken / "checkpoints" / newest / "state.json").unlink()
-    shutil.copytree(broken / "checkpoints" / before, broken / "checkpoints" / "step-000011-dead")
-    file = broken / "checkpoints" / "step-000011-dead" / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
+def runs(gloo_results):
+    """Finished runs by name."""
+    return gloo_results.jobs
 
 
 def _curve(job, key: str = "train/loss_nats") -> list[float]:
@@ -67,7 +35,7 @@ def test_loop_writes_every_step_evaluation_and_checkpoint(runs):
         assert 0 < line["train/model_flops_utilisation"] < 2
 
 
-@pytest.mark.parametrize(("stage", "offload"), STAGES)
+@pytest.mark.parametrize(("stage", "offload"), run_settings.STAGES)
 def test_stages_and_offload_give_one_curve_while_gradients_are_clipped(runs, stage, offload):
     calm, other = runs["calm"], runs[f"{stage}-{offload}"]
     assert max(_curve(calm, "train/gradient_norm")) > 0.5
@@ -92,7 +60,7 @@ def test_best_adapter_is_kept_and_the_run_stops_when_the_held_out_loss_falls_no_
     with fetch_checkpoint(job.log_uri, name) as folder:
         state = read_state(folder)
         best, last = (load_file(folder / part / "adapter_model.safetensors") for part in ("best", "adapter"))
-    assert state.stopped and state.step == state.best_step + 2 == max(held_out) < loop_runs.STEPS
+    assert state.stopped and state.step == state.best_step + 2 == max(held_out) < run_settings.STEPS
     assert state.best_loss_nats == held_out[state.best_step] == min(held_out[step] for step in held_out if step)
     assert set(best) == set(last) and any((best[key] - last[key]).abs().max() > 0.01 for key in best)
 
@@ -107,7 +75,7 @@ def test_loss_that_is_not_finite_ends_the_run_with_its_step_and_examples(runs):
 
 
 def test_state_is_refused_when_a_file_is_missing_or_another(runs, tmp_path):
-    folder = loop_runs.folder_of(runs["calm"])
+    folder = Path(runs["calm"].log_uri)
     shutil.copytree(folder / "checkpoints" / list_checkpoints(str(folder))[0], tmp_path / "one")
     assert read_state(tmp_path / "one").step == 12
     (tmp_path / "one" / "adapter" / "adapter_config.json").write_text("{}")

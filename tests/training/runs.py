@@ -13,6 +13,7 @@ from tests.training.workers import ALPHA, RANK, SEED, make_rows
 
 STEPS = 12
 HELD_OUT = 5
+STAGES = [(0, "none"), (1, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]  # beside stage 2
 
 
 def make_job(model_dir: str, log_uri: str, stage: int = 2, offload: str = "none", **changes) -> Job:
@@ -32,6 +33,22 @@ def make_job(model_dir: str, log_uri: str, stage: int = 2, offload: str = "none"
     return dataclasses.replace(job, **changes)
 
 
+def make_jobs(model_dir: str, root: Path) -> dict[str, Job]:
+    """Runs by name; all but the last two train the same."""
+
+    def make(name: str, **changes) -> Job:
+        return make_job(model_dir, str(root / name), **changes)
+
+    jobs = {"calm": make("calm")}
+    for stage, offload in STAGES:
+        jobs[f"{stage}-{offload}"] = make(f"{stage}-{offload}", stage=stage, offload=offload)
+    wild = Schedule(0.3, "constant", 0, STEPS)
+    jobs["stopped"] = make("stopped", schedule=wild, rhythm=Rhythm(eval_every=1, patience=2, checkpoint_every=50))
+    endless = Schedule(1e30, "constant", 0, STEPS)
+    jobs["nan"] = make("nan", schedule=endless, rhythm=Rhythm(eval_every=50, patience=None, checkpoint_every=1))
+    return jobs
+
+
 def write_run(job: Job) -> None:
     """Leave the rows where the workers look for them."""
     write_rows(job.log_uri, make_rows()[HELD_OUT:], make_rows()[:HELD_OUT])
@@ -46,8 +63,3 @@ def train_all(rank: int, num_workers: int, jobs: list[Job]) -> None:
         setting = Setting(rank, num_workers, torch.device("cpu"), job.dtype, job.engine.micro_batch_size)
         train(job, setting)
         torch.distributed.barrier()
-
-
-def folder_of(job: Job) -> Path:
-    """The run's folder."""
-    return Path(job.log_uri)
