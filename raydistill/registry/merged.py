@@ -51,6 +51,5 @@ def read_merged(uri: str, version: Version) -> dict[str, Any] | None:
 def delete_merged(uri: str, label: str) -> None:
     """Delete a version's merged model, its record first; an absent one is no error."""
     place = merged_uri(uri, label)
-    storage.delete(join(place, MERGED_FILE))
-    for name in storage.list_names(place):
+    for name in sorted(storage.list_names(place), key=lambda name: name != MERGED_FILE):
         storage.delete(join(place, name))
