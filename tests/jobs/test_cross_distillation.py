@@ -95,7 +95,7 @@ def test_another_template_of_the_same_tokenizer_is_refused_until_it_is_allowed(d
     template = tmp_path / "other" / "chat_template.jinja"
     template.write_text(template.read_text().replace("assistant\n", "assistant: "))
     config = _config(dataset, other, tmp_path)
-    with pytest.raises(DatasetError, match="another chat template.*allow_other_template=true"):
+    with pytest.raises(DatasetError, match=r"another chat template.*allow_other_template=true"):
         train.read_rows(config, train.check_model(config))
     allowed = config.model_copy(update={"allow_other_template": True})
     assert len(train.read_rows(allowed, train.check_model(allowed)).train) == 32

@@ -154,7 +154,7 @@ def test_unknown_model_or_data_is_refused_before_anything_starts(model_dir, tmp_
 def test_base_without_a_template_is_refused_unless_the_renderer_is_raw(tmp_path):
     bare = make_tiny_model(tmp_path / "bare")
     (tmp_path / "bare" / "chat_template.jinja").unlink()
-    with pytest.raises(ConfigError, match='no chat template.*renderer = "raw"'):
+    with pytest.raises(ConfigError, match=r'no chat template.*renderer = "raw"'):
         train.run(_config(bare, tmp_path))
     assert train.check_model(_config(bare, tmp_path, renderer="raw")).model_dir == bare
     assert not (tmp_path / "models").exists()

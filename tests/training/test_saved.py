@@ -20,9 +20,9 @@ from tests.training.workers import make_rows
 @pytest.fixture(params=["folder", "s3"])
 def log_uri(request, tmp_path):
     """A run's folder."""
-    return (
-        str(tmp_path / "run") if request.param == "folder" else f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
-    )
+    if request.param == "folder":
+        return str(tmp_path / "run")
+    return f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
 
 
 def _publish(tmp_path, log_uri: str, step: int, text: str = "weights") -> str:
