@@ -11,13 +11,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs import task
 from jobs.places import Place, find_model, model_places
 from jobs.progress import TrainingProgress, show_training
 from jobs.publishing import check_output, publish_adapter, publish_merged_model
 from jobs.runtime import ClusterConfig, connect, disconnect, require, require_nodes, require_shared, run_main
+from jobs.teaching import Student, add_teacher
 from raydistill.core.errors import DatasetError
 from raydistill.core.models import model_revision, read_model_config
 from raydistill.core.preflight import check_storage
@@ -36,17 +37,6 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Student:
-    """The base model as training and serving must agree on it."""
-
-    model_dir: str
-    tokenizer: Any
-    tokenizer_digest: str
-    template_digest: str
-    max_tokens: int
-
-
-@dataclass(frozen=True)
 class Rows:
     """What is trained on."""
 
@@ -55,6 +45,8 @@ class Rows:
     too_long: int
     cut: int
     manifest: Manifest | None
+    loss: str
+    teacher_prefix: list[int]
 
     @property
     def fingerprint(self) -> str:
@@ -80,6 +72,7 @@ def run(
     check_places(config)
     student = check_model(config)
     rows = read_rows(config, student)
+    config = config.model_copy(update={"loss": rows.loss})
 
     from raydistill.training.checks import check_rows
     from raydistill.training.fit import choose_dtype, decide, fit, wants_gpu
@@ -96,7 +89,7 @@ def run(
     require("train", cpus=config.min_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
     require_spread(config, cluster)
     dtype = choose_dtype(config, gpus > 0)
-    run_id = digest(decide(config, [*rows.train, *rows.validation], student.model_dir, dtype))[:12]
+    run_id = digest(decide(config, [*rows.train, *rows.validation], student.model_dir, dtype, rows.teacher_prefix))[:12]
     for version in list_versions(output_uri):
         if version.metrics.get("run_id") == run_id:
             logger.info("%s is this very run's result already.", join(output_uri, version.label))
@@ -104,7 +97,7 @@ def run(
     log_path = config.log_path or join(_runs_uri(output_uri), run_id)
     config = config.model_copy(update={"log_path": log_path, "dtype": dtype})
     with show_training(on_progress) as report:
-        result = fit(config, rows.train, rows.validation, student.model_dir, report)
+        result = fit(config, rows.train, rows.validation, student.model_dir, report, rows.teacher_prefix)
     draft = _describe(config, student, rows, result, run_id)
     version = publish_adapter(output_uri, draft, result.adapter_dir, student.model_dir, rows.train)
     return _merged(config, output_uri, version, student)
@@ -188,7 +181,9 @@ def read_rows(config: TrainConfig, student: Student) -> Rows:
         logger.warning("%s: %d are left out, %d have lost their oldest turns.", text, too_long, cut)
     if not train:
         raise DatasetError(f"{config.data_file} leaves no row of at most {student.max_tokens} tokens for training.")
-    return Rows(train, validation, too_long, cut, manifest)
+    teaching = add_teacher(config, student, manifest, examples, [*train, *validation])
+    rows = teaching.rows
+    return Rows(rows[: len(train)], rows[len(train) :], too_long, cut, manifest, teaching.loss, teaching.prefix)
 
 
 def _check_teacher(config: TrainConfig, student: Student, manifest: Manifest) -> None:

@@ -20,6 +20,15 @@ class TrainConfig(Section):
     """Checkpoints, metrics.jsonl and the resolved config; by default runs/<name>/<run id> beside models/.
     The same command with the same log_path goes on where it stopped."""
 
+    loss: Literal["auto", "cross_entropy", "kl"] = "auto"
+    """cross_entropy learns the teacher's tokens, kl its whole distribution: forward KL(teacher with P || student). The
+    teacher is the student's own base with P in front, or, where another model with the same tokenizer answered, its
+    recorded top_logprobs. auto is kl where that can be had."""
+    kl_weight: float = Field(1.0, gt=0, le=1)
+    """Of kl; the rest is cross_entropy's."""
+    kl_temperature: float = Field(1.0, gt=0, le=100)
+    """Both sides' logits are divided by it; above 1 unlikely tokens count more. Recorded top_logprobs are of 1."""
+
     lora_rank: int = Field(32, ge=1, le=512)
     lora_alpha: int | None = Field(None, ge=1)
     """Scaling is alpha / rank; by default alpha = rank, so that the learning rate does not depend on the rank."""

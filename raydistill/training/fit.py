@@ -15,7 +15,7 @@ from raydistill.training.checks import advise, check_rows
 from raydistill.training.config import TrainConfig
 from raydistill.training.curve import draw_curve
 from raydistill.training.group import train_on_workers
-from raydistill.training.job import Engine, Job, Lora, Rhythm
+from raydistill.training.job import Engine, Job, Lora, Objective, Rhythm
 from raydistill.training.rowfile import write_rows
 from raydistill.training.rundir import check_run_dir, claim_run, read_metrics, read_result, write_result
 from raydistill.training.saved import ADAPTER, ADAPTER_WEIGHTS, BEST, fetch_checkpoint, find_checkpoint, read_state
@@ -64,10 +64,13 @@ class FitResult:
     metrics: dict[str, Any]
 
 
-def decide(config: TrainConfig, rows: Sequence[EncodedRow], model_dir: str, dtype: str) -> dict[str, Any]:
+def decide(
+    config: TrainConfig, rows: Sequence[EncodedRow], model_dir: str, dtype: str, teacher_prefix: Sequence[int] = ()
+) -> dict[str, Any]:
     """Return what decides the outcome of a run; its digest is the run's id."""
     keys = {key: value for key, value in config.model_dump().items() if key not in FREE_KEYS}
-    return {**keys, "dtype": dtype, "rows": rows_digest(rows), "model_revision": model_revision(model_dir)}
+    digest = rows_digest(rows, teacher_prefix)
+    return {**keys, "dtype": dtype, "rows": digest, "model_revision": model_revision(model_dir)}
 
 
 def wants_gpu(config: TrainConfig) -> bool:
@@ -102,6 +105,7 @@ def fit(
     validation_rows: Sequence[EncodedRow],
     model_dir: str,
     on_progress: Progress | None = None,
+    teacher_prefix: Sequence[int] = (),
 ) -> FitResult:
     """Train, or go on with the run in config.log_path; Ray must be connected.
 
@@ -111,6 +115,7 @@ def fit(
         validation_rows: held out: their loss says which weights are the best; may be empty.
         model_dir: local folder of config.student_model.
         on_progress: called in a thread of its own, every few seconds.
+        teacher_prefix: token ids that stand before the teacher_tokens of all rows.
 
     Raises:
         DatasetError: the rows cannot be trained on.
@@ -129,8 +134,8 @@ def fit(
     check_targets(config.lora_targets, shape)
     advise(config, train_rows, plan, shape)
     use_gpu = wants_gpu(config)
-    job = make_job(config, plan, model_dir, choose_dtype(config, use_gpu), log_uri)
-    decides = decide(config, [*train_rows, *validation_rows], model_dir, job.dtype)
+    job = make_job(config, plan, model_dir, choose_dtype(config, use_gpu), log_uri, teacher_prefix)
+    decides = decide(config, [*train_rows, *validation_rows], model_dir, job.dtype, teacher_prefix)
     resolved = {
         **config.model_dump(),
         "learning_rate": job.schedule.peak,
@@ -149,7 +154,9 @@ def fit(
     return FitResult(join(log_uri, ADAPTER), result.pop("num_modules"), result)
 
 
-def make_job(config: TrainConfig, plan: Plan, model_dir: str, dtype: str, log_uri: str) -> Job:
+def make_job(
+    config: TrainConfig, plan: Plan, model_dir: str, dtype: str, log_uri: str, teacher_prefix: Sequence[int] = ()
+) -> Job:
     """Return what the workers must know."""
     rate = config.learning_rate or get_lr(model_dir)
     return Job(
@@ -172,6 +179,8 @@ def make_job(config: TrainConfig, plan: Plan, model_dir: str, dtype: str, log_ur
             config.threads_per_worker,
         ),
         rhythm=Rhythm(config.eval_every, config.patience, config.checkpoint_every),
+        objective=Objective(config.kl_weight, config.kl_temperature),
+        teacher_prefix=tuple(teacher_prefix),
     )
 
 

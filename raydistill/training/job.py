@@ -7,6 +7,19 @@ from raydistill.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What is minimised where a teacher's distribution is known; elsewhere it is cross-entropy.
+
+    Attributes:
+        kl_weight: of forward KL(teacher || student); the rest is cross-entropy's.
+        kl_temperature: both sides' logits are divided by it.
+    """
+
+    kl_weight: float = 1.0
+    kl_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class Lora:
     """The adapter.
 
@@ -69,6 +82,8 @@ class Job:
         schedule: the learning rate.
         engine: how the weights are trained.
         rhythm: evaluations and checkpoints.
+        objective: what is minimised where a teacher is known.
+        teacher_prefix: token ids that stand before the teacher's rows.
     """
 
     model_dir: str
@@ -80,3 +95,5 @@ class Job:
     schedule: Schedule
     engine: Engine
     rhythm: Rhythm
+    objective: Objective = Objective()
+    teacher_prefix: tuple[int, ...] = ()

@@ -3,6 +3,7 @@
 Nothing here knows Ray: the workers need only be members of one torch process group.
 """
 
+import dataclasses
 import math
 import tempfile
 import time
@@ -30,6 +31,7 @@ from raydistill.training.rowfile import read_rows
 from raydistill.training.rundir import MetricsLog, write_failure
 from raydistill.training.saved import State, fetch_checkpoint, find_checkpoint, publish_checkpoint
 from raydistill.training.steps import Setting, apply_step, backward_step, idle_step, validate
+from raydistill.training.teacher import check_teacher, open_prefix
 from raydistill.training.usage import FLOPS_A_PARAMETER_AND_TOKEN, count_parameters, memory_mib, peak_flops
 from raydistill.training.zero import clip_gradients, gradient_norm, start_engine
 
@@ -65,6 +67,7 @@ class _Run:
         self._rows, self._held_out = read_rows(job.log_uri)
         self._state, self._best = State(), None
         self._engine, resumed = self._start()
+        self._open_teacher()
         self._log = MetricsLog(job.log_uri, self._state.step) if setting.rank == 0 else None
         self._resumed = resumed
 
@@ -100,9 +103,8 @@ class _Run:
         name, damaged = self._agree(find_checkpoint(job.log_uri) if setting.rank == 0 else None)
         if name is None:
             engine = self._make_engine(model)
-            if job.engine.micro_batch_size != 1:
-                first = [self._rows[index] for index in rows_of_step(job.plan, 0)[:CHECKED_ROWS]]
-                check_packing(engine, first, job.dtype, setting.device)
+            indices = rows_of_step(job.plan, 0)[: job.engine.micro_batch_size or CHECKED_ROWS]
+            check_packing(engine, [self._rows[index] for index in indices], job.dtype, setting.device)
             return engine, {"run/damaged_checkpoints": damaged} if damaged else {}
         with fetch_checkpoint(job.log_uri, name) as folder:
             self._state = load_weights(model, folder)
@@ -116,6 +118,15 @@ class _Run:
             "run/workers": setting.num_workers,
             "run/damaged_checkpoints": damaged,
         }
+
+    def _open_teacher(self) -> None:
+        """Let P's shared prefix be computed and checked, where rows have a teacher."""
+        job, setting = self._job, self._setting
+        taught = self._rows.first_taught(CHECKED_ROWS)
+        if taught:
+            prefix = open_prefix(self._engine, job.teacher_prefix, job.dtype, setting.device)
+            check_teacher(self._engine, taught[: job.engine.micro_batch_size], job.teacher_prefix, prefix, job.dtype)
+            self._setting = dataclasses.replace(setting, prefix=prefix)
 
     def _make_engine(self, model: Any) -> Any:
         engine, on_gpu = self._job.engine, self._setting.device.type == "cuda"
@@ -140,7 +151,7 @@ class _Run:
         rows = [self._rows[index] for index in rows_of_step(job.plan, step - 1)]
         rate = job.schedule.rate_at(step - 1)
         try:
-            loss, num_tokens = backward_step(engine, rows, self._setting)
+            means = backward_step(engine, rows, self._setting)
         except TrainingError as error:
             raise DivergenceError(_locate(step, str(error), rows)) from error
         norm = clip_gradients(engine, job.engine.max_grad_norm)
@@ -151,11 +162,11 @@ class _Run:
         seconds = time.monotonic() - start
         line = {
             "step": step,
-            "train/loss_nats": loss,
+            **means.to_metrics("train"),
             "train/learning_rate": rate,
             "train/gradient_norm": norm,
-            "train/completion_tokens": num_tokens,
-            "train/completion_tokens_per_second": num_tokens / seconds,
+            "train/completion_tokens": means.num_tokens,
+            "train/completion_tokens_per_second": means.num_tokens / seconds,
             "train/step_seconds": seconds,
             "train/memory_mib": round(memory_mib(self._setting.device), 1),
         }
@@ -167,12 +178,12 @@ class _Run:
     def _evaluate(self) -> dict[str, float]:
         if not self._held_out:
             return {}
-        loss = validate(self._engine, self._held_out, self._job.plan.batch_size, self._setting)
-        if not math.isfinite(loss):
+        means = validate(self._engine, self._held_out, self._job.plan.batch_size, self._setting)
+        if not math.isfinite(means.loss):
             raise DivergenceError(
-                f"The held-out loss after step {self._state.step} became {loss}: set a lower learning_rate."
+                f"The held-out loss after step {self._state.step} became {means.loss}: set a lower learning_rate."
             )
-        return {"validation/loss_nats": loss}
+        return means.to_metrics("validation")
 
     def _keep_best(self, held_out_loss: float | None) -> None:
         """Hold the adapter of the best evaluation so far: a checkpoint may come later than it, or never."""

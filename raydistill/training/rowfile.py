@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from raydistill.core import storage
+from raydistill.core import storage, topk
 from raydistill.core.uris import is_remote, join
 from raydistill.training.batches import EncodedRow
 
@@ -42,7 +42,15 @@ class RowTable(Sequence[EncodedRow]):
             return RowTable(self._table.slice(first, max(0, last - first)))
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return EncodedRow(**{name: self._table.column(name)[index].as_py() for name in self._table.column_names})
+        (row,) = topk.read_rows(self._table.slice(index, 1))
+        return EncodedRow(**row)
+
+    def first_taught(self, count: int) -> list[EncodedRow]:
+        """Return the first rows that a teacher's pass is made for, so many at most, without making any other."""
+        import pyarrow.compute as pc
+
+        indices = pc.indices_nonzero(pc.is_valid(self._table.column("teacher_tokens")))  # pyright: ignore[reportAttributeAccessIssue] - made at import
+        return [self[index] for index in indices[:count].to_pylist()]
 
 
 def write_rows(log_uri: str, train: Sequence[EncodedRow], held_out: Sequence[EncodedRow]) -> None:
@@ -50,15 +58,24 @@ def write_rows(log_uri: str, train: Sequence[EncodedRow], held_out: Sequence[Enc
     import pyarrow as pa
 
     tokens = pa.list_(pa.int32())
-    schema = pa.schema(
-        [("id", pa.string()), ("prompt_tokens", tokens), ("response_tokens", tokens)],
-        metadata={"num_train": str(len(train))},
+    sizes = {row.top_ids.shape[1] for part in (train, held_out) for row in part if row.top_ids is not None}
+    labels = topk.top_fields(sizes.pop()) if sizes else []
+    plain = pa.schema(
+        [
+            ("id", pa.string()),
+            ("prompt_tokens", tokens),
+            ("response_tokens", tokens),
+            ("teacher_tokens", tokens),
+            ("is_generic", pa.bool_()),
+        ]
     )
+    schema = pa.schema([*plain, *labels], metadata={"num_train": str(len(train))})
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / ROWS
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for rows in (*_batches(train), *_batches(held_out)):
-                columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
+                columns: list[Any] = [[getattr(row, name) for row in rows] for name in plain.names]
+                columns += [topk.to_column([getattr(row, field.name) for row in rows], field) for field in labels]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
         storage.upload(file, join(log_uri, ROWS))
 

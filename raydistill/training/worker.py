@@ -33,4 +33,5 @@ def _prepare(job: "Job") -> "Setting":
     if device.type == "cpu":
         torch.set_num_threads(job.engine.threads)
     context = ray.train.get_context()
-    return Setting(context.get_world_rank(), context.get_world_size(), device, job.dtype, job.engine.micro_batch_size)
+    ranks = (context.get_world_rank(), context.get_world_size())
+    return Setting(*ranks, device, job.dtype, job.engine.micro_batch_size, job.objective)

@@ -1,5 +1,6 @@
 """A run's rows and checkpoints in its folder, local and in S3: read by index, whole or passed over."""
 
+import numpy as np
 import pytest
 
 from raydistill.core import storage
@@ -14,7 +15,7 @@ from raydistill.training.saved import (
     read_state,
     seal,
 )
-from tests.training.workers import make_rows
+from tests.training.workers import make_rows, make_taught_rows
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -43,6 +44,19 @@ def test_rows_are_read_by_index_in_their_order(log_uri):
     assert list(train) == rows
     with pytest.raises(IndexError):
         train[len(rows)]
+
+
+def test_teachers_tokens_and_soft_labels_are_read_as_they_were_written(log_uri):
+    rows = make_taught_rows()
+    write_rows(log_uri, rows, rows[:1])
+    train, _ = read_rows(log_uri)
+    assert list(train) == rows and [row.id for row in train.first_taught(2)] == ["row1", "row2"]
+    assert {row.id for row in train if row.is_generic} == {"row6"}
+    for row, expected in zip(train, rows, strict=True):
+        assert (row.top_ids is None) == (expected.top_ids is None)
+        if row.top_ids is not None:
+            np.testing.assert_array_equal(row.top_ids, expected.top_ids)
+            np.testing.assert_array_equal(row.top_logprobs, expected.top_logprobs)
 
 
 def test_last_two_checkpoints_are_kept_and_the_newest_is_found(tmp_path, log_uri):

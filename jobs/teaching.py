@@ -1,0 +1,137 @@
+"""Where the teacher's distribution comes from in training: P in front of the student's own base, or soft labels."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raydistill.core import storage
+from raydistill.core.errors import ConfigError, NotFoundError
+from raydistill.core.models import model_revision
+from raydistill.core.prompts import Prompt, teacher_messages
+from raydistill.core.records import Example, Manifest
+from raydistill.core.uris import absolute, join
+from raydistill.dataset.layout import folder_of
+from raydistill.training.batches import EncodedRow
+from raydistill.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Student:
+    """The base model as training and serving must agree on it."""
+
+    model_dir: str
+    tokenizer: Any
+    tokenizer_digest: str
+    template_digest: str
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What is minimised, and the rows with what that needs.
+
+    Attributes:
+        loss: "cross_entropy" or "kl".
+        rows: in their order.
+        prefix: token ids that stand before the teacher_tokens of all rows.
+    """
+
+    loss: str
+    rows: list[EncodedRow]
+    prefix: list[int]
+
+
+def add_teacher(
+    config: TrainConfig,
+    student: Student,
+    manifest: Manifest | None,
+    examples: Sequence[Example],
+    rows: Sequence[EncodedRow],
+) -> Teaching:
+    """Return the rows with their teacher, where config.loss wants one and there is one.
+
+    Args:
+        config: loss, kl_temperature and where the dataset is.
+        student: the base model.
+        manifest: the dataset's; None where nothing is known of it.
+        examples: the dataset's, in any order.
+        rows: made of them.
+
+    Raises:
+        ConfigError: loss=kl where no teacher's distribution can be had; the message says why.
+    """
+    if config.loss == "cross_entropy":
+        return Teaching("cross_entropy", list(rows), [])
+    by_id = {example.id: example for example in examples}
+    found = find_teacher(config, student, manifest, examples)
+    if isinstance(found, Prompt):
+        assert manifest is not None
+        return _behind_prefix(found, student, manifest, by_id, rows)
+    if found is None:
+        labelled = [_with_labels(row, by_id[row.id]) for row in rows]
+        return Teaching("kl", labelled, [])
+    if config.loss == "kl":
+        raise ConfigError(f"loss: kl is not possible: {found} Train with loss=cross_entropy.")
+    logger.info("loss=cross_entropy, because %s", found)
+    return Teaching("cross_entropy", list(rows), [])
+
+
+def find_teacher(
+    config: TrainConfig, student: Student, manifest: Manifest | None, examples: Sequence[Example]
+) -> Prompt | str | None:
+    """Return P where the student's own base is the teacher, None where the soft labels are, else why neither is."""
+    if manifest is None:
+        return f"{config.data_file} has no manifest, so its prompt and teacher are not known."
+    teacher = manifest.teacher
+    if teacher.get("tokenizer_digest") != student.tokenizer_digest:
+        return f"the teacher, {teacher.get('model')}, has another tokenizer than {config.student_model}."
+    if teacher.get("revision") == model_revision(student.model_dir):
+        return _read_prompt(config.data_file, manifest)
+    if not all(example.top_ids is not None for example in examples):
+        return (
+            f"{teacher.get('model')} answered, another model than {config.student_model}, and its soft labels were not "
+            "recorded (create_data.top_logprobs)."
+        )
+    if config.kl_temperature != 1.0:
+        return f"kl_temperature is {config.kl_temperature}, and soft labels are recorded at 1."
+    return None
+
+
+def _read_prompt(data_file: str, manifest: Manifest) -> Prompt | str:
+    uri = join(folder_of(absolute(data_file)), "prompts", f"{manifest.prompt_digest}.json")
+    try:
+        prompt = Prompt(**json.loads(storage.read_bytes(uri)))
+    except NotFoundError:
+        return f"P, which create_data keeps with the dataset, is not there ({uri})."
+    except (ValueError, TypeError) as error:
+        return f"{uri} is no prompt ({error})."
+    return prompt if prompt.digest == manifest.prompt_digest else f"{uri} holds another prompt than its name says."
+
+
+def _behind_prefix(
+    prompt: Prompt, student: Student, manifest: Manifest, examples: dict[str, Example], rows: Sequence[EncodedRow]
+) -> Teaching:
+    """Return the rows with what the teacher saw, cut off behind what all of them have in common."""
+    from raydistill.renderers import get_renderer
+    from raydistill.scoring.arms import shared_prefix
+
+    renderer = get_renderer(manifest.teacher.get("renderer", "chat"), student.tokenizer)
+    prompts = [
+        renderer.build_generation_prompt(teacher_messages(prompt, examples[row.id].messages)).to_ints() for row in rows
+    ]
+    prefix = shared_prefix(prompts)[: min(len(tokens) for tokens in prompts) - 1]
+    taught = [
+        dataclasses.replace(row, teacher_tokens=tokens[len(prefix) :])
+        for row, tokens in zip(rows, prompts, strict=True)
+    ]
+    logger.info("loss=kl: the teacher is the student's base with P; %d tokens of P are computed once.", len(prefix))
+    return Teaching("kl", taught, prefix)
+
+
+def _with_labels(row: EncodedRow, example: Example) -> EncodedRow:
+    return dataclasses.replace(row, top_ids=example.top_ids, top_logprobs=example.top_logprobs)
