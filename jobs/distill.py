@@ -171,13 +171,13 @@ def _list_places(settings: Settings) -> list[Place]:
 def _logical_cpus(settings: Settings) -> int:
     """Return the CPUs that the largest stage holds: an engine's replica 2, an ingress 1, actors and workers 1 each."""
     teacher = create_data.logical_cpus(settings.create_data, settings.teacher)
-    training = settings.train.num_workers + 1
+    training = settings.train.min_workers + 1
     return max(teacher, training, 2 * settings.student.max_replicas + 1)
 
 
 def _count_gpus(settings: Settings) -> int:
     """Return the GPUs that the largest stage holds; training takes those that there are, unless it is told to."""
-    training = settings.train.num_workers if settings.train.use_gpu else 0
+    training = settings.train.min_workers if settings.train.use_gpu else 0
     student = 0 if settings.student.url else settings.student.count_gpus()
     return max(settings.teacher.count_gpus(), training, student)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from raydistill.training.batches import Plan
+from raydistill.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,55 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """The adapter.
+
+    Attributes:
+        rank: of its matrices.
+        alpha: scaling is alpha / rank.
+        targets: last names of the layers that carry it; None for every linear layer but the head.
+    """
+
+    rank: int
+    alpha: int
+    targets: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the weights are trained on the workers; no setting of it but max_grad_norm changes the outcome.
+
+    Attributes:
+        zero_stage: 0 to 3.
+        offload: "none", "optimizer" or "parameters".
+        max_grad_norm: gradients are scaled down to it; None for never.
+        micro_batch_size: None for what fits.
+        threads: CPU threads of a worker.
+    """
+
+    zero_stage: int
+    offload: str
+    max_grad_norm: float | None
+    micro_batch_size: int | None
+    threads: int
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """When there is what besides steps.
+
+    Attributes:
+        eval_every: steps between measurements of the held-out loss.
+        patience: stop after so many without gain; None for never.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    eval_every: int
+    patience: int | None
+    checkpoint_every: int
+
+
+@dataclass(frozen=True)
 class Job:
     """All that a worker must know.
 
@@ -27,14 +77,11 @@ class Job:
         base_model: what the adapter's config names as its base.
         log_uri: the run's folder.
         plan: the steps.
-        lora: rank and alpha.
-        learning_rate: its peak.
-        warmup_steps: until the peak.
         dtype: "float32" or "bfloat16".
-        micro_batch_size: None for what fits.
-        zero_stage: 0 to 3.
-        checkpoint_every: steps.
-        threads: CPU threads of this worker.
+        lora: the adapter.
+        schedule: the learning rate.
+        engine: how the weights are trained.
+        rhythm: evaluations and checkpoints.
         objective: what is minimised where a teacher is known.
         teacher_prefix: token ids that stand before the teacher's rows.
     """
@@ -43,13 +90,10 @@ class Job:
     base_model: str
     log_uri: str
     plan: Plan
-    lora: tuple[int, int]
-    learning_rate: float
-    warmup_steps: int
     dtype: str
-    micro_batch_size: int | None
-    zero_stage: int
-    checkpoint_every: int
-    threads: int
+    lora: Lora
+    schedule: Schedule
+    engine: Engine
+    rhythm: Rhythm
     objective: Objective = Objective()
     teacher_prefix: tuple[int, ...] = ()

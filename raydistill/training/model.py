@@ -30,11 +30,13 @@ SHAPE_MULTIPLE = 32
 FILLER_ROW = -1  # the fillers' own row: no other row sees them
 
 
-def load_student(model_dir: str, rank: int, alpha: int, seed: int, dtype: str) -> PeftModel:
+def load_student(
+    model_dir: str, rank: int, alpha: int, seed: int, dtype: str, targets: Sequence[str] | None = None
+) -> PeftModel:
     """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed."""
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], attn_implementation="sdpa")
-    targets = linear_layers(base)
-    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    names = list(targets) if targets else linear_layers(base)
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
     torch.manual_seed(seed)
     return get_peft_model(base, lora, autocast_adapter_dtype=True)  # pyright: ignore[reportReturnType]
 

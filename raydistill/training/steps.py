@@ -62,13 +62,6 @@ class Means:
         return {f"{stage}/{name}": value for name, value in found.items() if value is not None}
 
 
-def learning_rate_at(step: int, num_steps: int, peak: float, warmup_steps: int = 0) -> float:
-    """Return the rate of a step (counted from 0): a line up over the warm-up, then a line down to 0."""
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    return peak * (num_steps - step) / max(1, num_steps - warmup_steps)
-
-
 def _sum_over_workers(values: Sequence[float], setting: Setting) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64, device=setting.device)
     dist.all_reduce(total)

@@ -9,7 +9,6 @@ from raydistill.training import model as training_model
 from raydistill.training.batches import EncodedRow, pack
 from raydistill.training.losses import scale_to_step
 from raydistill.training.model import SHAPE_MULTIPLE, check_packing, forward_packed, load_student
-from raydistill.training.steps import learning_rate_at
 from tests.tiny import VOCAB_SIZE
 
 CPU = torch.device("cpu")
@@ -85,10 +84,3 @@ def test_student_trains_adapters_in_float32_and_freezes_the_base(model_dir, dtyp
 
 def test_step_is_a_mean_over_all_workers_although_deepspeed_divides_by_their_number():
     assert scale_to_step(torch.tensor(3.0), 6, 2).item() == pytest.approx(1.0)
-
-
-def test_learning_rate_rises_then_falls_to_zero():
-    rates = [learning_rate_at(step, 10, 1.0, warmup_steps=2) for step in range(11)]
-    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
-    assert rates[3:] == pytest.approx([7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0.0])
-    assert learning_rate_at(0, 4, 1.0) == 1.0 and learning_rate_at(3, 4, 1.0) == 0.25

@@ -15,14 +15,9 @@ CASES = [(num_workers, stage) for num_workers, stages in workers.STAGES.items() 
 
 
 @pytest.fixture(scope="module")
-def trained(model_dir, tmp_path_factory):
+def trained(gloo_results):
     """The folder of results of 1, 2 and 3 workers; all resume from what two workers in stage 2 saved."""
-    folder = tmp_path_factory.mktemp("trained")
-    checkpoint = folder / "workers2-stage2" / "checkpoint"
-    workers.run_workers(workers.train_all_stages, 2, model_dir, str(folder), None)
-    for num_workers in (1, 3):
-        workers.run_workers(workers.train_all_stages, num_workers, model_dir, str(folder), str(checkpoint))
-    return folder
+    return gloo_results.trained
 
 
 def _folder(trained, num_workers: int, stage: int):

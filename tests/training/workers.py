@@ -105,7 +105,8 @@ def _plan():
 
 
 def _do_steps(engine, setting, first: int, last: int, on_gradients=None) -> list[float]:
-    from raydistill.training.steps import apply_step, backward_step, learning_rate_at
+    from raydistill.training.schedule import Schedule
+    from raydistill.training.steps import apply_step, backward_step
 
     rows, losses = make_rows(), []
     for step in range(first, last):
@@ -113,7 +114,7 @@ def _do_steps(engine, setting, first: int, last: int, on_gradients=None) -> list
         losses.append(means.loss)
         if on_gradients and step == first:
             on_gradients()
-        apply_step(engine, learning_rate_at(step, STEPS, RATE))
+        apply_step(engine, Schedule(RATE, "linear", 0, STEPS).rate_at(step))
     return losses
 
 
@@ -121,6 +122,7 @@ def _train(rank: int, num_workers: int, model_dir: str, stage: int, folder: Path
     from deepspeed.utils import safe_get_full_grad
 
     from raydistill.training.checkpoint import gather_weights, save_checkpoint
+    from raydistill.training.saved import State
     from raydistill.training.steps import validate
     from raydistill.training.zero import start_engine
 
@@ -135,7 +137,8 @@ def _train(rank: int, num_workers: int, model_dir: str, stage: int, folder: Path
 
     before = validate(engine, make_rows(5), 3, setting)
     losses = _do_steps(engine, setting, 0, SAVED_AT, keep_gradients)
-    save_checkpoint(engine, SAVED_AT, folder / "checkpoint" if rank == 0 else None, "base/as-written")
+    saved_in = folder / "checkpoint" if rank == 0 else None
+    save_checkpoint(engine, State(SAVED_AT), saved_in, "base/as-written", None)
     losses += _do_steps(engine, setting, SAVED_AT, STEPS)
     weights = gather_weights(engine)
     if rank == 0:
@@ -175,7 +178,7 @@ def _resume(rank: int, num_workers: int, model_dir: str, stage: int, checkpoint:
     from raydistill.training.zero import start_engine
 
     model = load_student(model_dir, RANK, ALPHA, SEED + 1, "float32")
-    step = load_weights(model, checkpoint)
+    step = load_weights(model, checkpoint).step
     engine = start_engine(model, stage, RATE, on_gpu=False)
     setting = _setting(rank, num_workers)
     idle_step(engine, make_rows()[0], setting)
