@@ -41,6 +41,12 @@ def load_student(
     return get_peft_model(base, lora, autocast_adapter_dtype=True)  # pyright: ignore[reportReturnType]
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Keep only what enters each layer and compute the rest again in the backward pass: less memory, more time."""
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()  # transformers checkpoints in training mode only; our adapters have no dropout, bases seldom do
+
+
 def linear_layers(base: Any) -> list[str]:
     """Return the last names of all linear layers but the head: PEFT's "all-linear" would list every full name."""
     head = base.get_output_embeddings()
