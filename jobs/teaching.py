@@ -16,6 +16,7 @@ from raydistill.core.uris import absolute, join
 from raydistill.dataset.layout import folder_of
 from raydistill.training.batches import EncodedRow
 from raydistill.training.config import TrainConfig
+from raydistill.training.generic import PAIRS
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,19 @@ def _behind_prefix(
     ]
     logger.info("loss=kl: the teacher is the student's base with P; %d tokens of P are computed once.", len(prefix))
     return Teaching("kl", taught, prefix)
+
+
+def make_generic_rows(student: Student, renderer_name: str) -> list[EncodedRow]:
+    """Return the rows on which the student is to stay what its base is."""
+    from raydistill.renderers import get_renderer
+
+    renderer = get_renderer(renderer_name, student.tokenizer)
+    rows = []
+    for index, (question, answer) in enumerate(PAIRS):
+        prompt = renderer.build_generation_prompt([{"role": "user", "content": question}]).to_ints()
+        response = renderer.encode_response(answer)
+        rows.append(EncodedRow(f"generic-{index}", prompt, response, teacher_tokens=prompt, is_generic=True))
+    return rows
 
 
 def _with_labels(row: EncodedRow, example: Example) -> EncodedRow:

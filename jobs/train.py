@@ -18,7 +18,7 @@ from jobs.places import Place, find_model, model_places
 from jobs.progress import TrainingProgress, show_training
 from jobs.publishing import check_output, publish_adapter, publish_merged_model
 from jobs.runtime import ClusterConfig, connect, disconnect, require, require_nodes, require_shared, run_main
-from jobs.teaching import Student, add_teacher
+from jobs.teaching import Student, add_teacher, make_generic_rows
 from raydistill.core.errors import DatasetError
 from raydistill.core.models import model_revision, read_model_config
 from raydistill.core.preflight import check_storage
@@ -38,13 +38,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """What is trained on."""
+    """What is trained on, with what loss; `teacher_prefix` stands before the rows' teacher_tokens."""
 
     train: list[EncodedRow]
     validation: list[EncodedRow]
     too_long: int
     cut: int
     manifest: Manifest | None
+    generic: list[EncodedRow]
     loss: str
     teacher_prefix: list[int]
 
@@ -89,7 +90,8 @@ def run(
     require("train", cpus=config.min_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
     require_spread(config, cluster)
     dtype = choose_dtype(config, gpus > 0)
-    run_id = digest(decide(config, [*rows.train, *rows.validation], student.model_dir, dtype, rows.teacher_prefix))[:12]
+    all_rows = [*rows.train, *rows.generic, *rows.validation]
+    run_id = digest(decide(config, all_rows, student.model_dir, dtype, rows.teacher_prefix))[:12]
     for version in list_versions(output_uri):
         if version.metrics.get("run_id") == run_id:
             logger.info("%s is this very run's result already.", join(output_uri, version.label))
@@ -97,7 +99,9 @@ def run(
     log_path = config.log_path or join(_runs_uri(output_uri), run_id)
     config = config.model_copy(update={"log_path": log_path, "dtype": dtype})
     with show_training(on_progress) as report:
-        result = fit(config, rows.train, rows.validation, student.model_dir, report, rows.teacher_prefix)
+        result = fit(
+            config, [*rows.train, *rows.generic], rows.validation, student.model_dir, report, rows.teacher_prefix
+        )
     draft = _describe(config, student, rows, result, run_id)
     version = publish_adapter(output_uri, draft, result.adapter_dir, student.model_dir, rows.train)
     return _merged(config, output_uri, version, student)
@@ -182,8 +186,17 @@ def read_rows(config: TrainConfig, student: Student) -> Rows:
     if not train:
         raise DatasetError(f"{config.data_file} leaves no row of at most {student.max_tokens} tokens for training.")
     teaching = add_teacher(config, student, manifest, examples, [*train, *validation])
-    rows = teaching.rows
-    return Rows(rows[: len(train)], rows[len(train) :], too_long, cut, manifest, teaching.loss, teaching.prefix)
+    generic = make_generic_rows(student, config.renderer) if config.retain_fraction else []
+    return Rows(
+        teaching.rows[: len(train)],
+        teaching.rows[len(train) :],
+        too_long,
+        cut,
+        manifest,
+        generic=generic,
+        loss=teaching.loss,
+        teacher_prefix=teaching.prefix,
+    )
 
 
 def _check_teacher(config: TrainConfig, student: Student, manifest: Manifest) -> None:

@@ -62,6 +62,8 @@ class Plan:
         num_epochs: how often each row comes.
         num_steps: optimizer steps.
         seed: decides the order of the rows in each epoch.
+        num_generic: rows that stand behind the training rows and belong to no epoch.
+        retain_fraction: how many of these join a step, as a share of batch_size.
     """
 
     num_rows: int
@@ -69,6 +71,8 @@ class Plan:
     num_epochs: int
     num_steps: int
     seed: int
+    num_generic: int = 0
+    retain_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,17 @@ def _order(num_rows: int, seed: int, epoch: int) -> list[int]:
 
 
 def rows_of_step(plan: Plan, step: int) -> list[int]:
-    """Return the indices of the rows that form a step (counted from 0)."""
+    """Return the indices of the rows that form a step (counted from 0), the generic ones last, each in its turn."""
     first = step * plan.batch_size
     last = min(first + plan.batch_size, plan.num_rows * plan.num_epochs)
-    return [
+    rows = [
         _order(plan.num_rows, plan.seed, place // plan.num_rows)[place % plan.num_rows] for place in range(first, last)
     ]
+    if plan.num_generic:
+        share = plan.retain_fraction * plan.batch_size
+        turns = range(math.floor(step * share), math.floor((step + 1) * share))
+        rows += [plan.num_rows + turn % plan.num_generic for turn in turns]
+    return rows
 
 
 def rows_digest(rows: Sequence[EncodedRow], teacher_prefix: Sequence[int] = ()) -> str:

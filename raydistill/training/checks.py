@@ -19,9 +19,10 @@ def check_rows(config: TrainConfig, rows: Sequence[EncodedRow]) -> None:
     Raises:
         DatasetError: fewer rows than one batch, or a row without prompt or response.
     """
-    if len(rows) < config.batch_size:
+    num_rows = sum(not row.is_generic for row in rows)
+    if num_rows < config.batch_size:
         raise DatasetError(
-            f"{config.data_file} leaves {len(rows)} rows for training, fewer than one batch of {config.batch_size}. "
+            f"{config.data_file} leaves {num_rows} rows for training, fewer than one batch of {config.batch_size}. "
             "Create more examples or set a smaller batch_size."
         )
     empty = [row.id for row in rows if not row.prompt_tokens or not row.response_tokens]

@@ -29,6 +29,10 @@ class TrainConfig(Section):
     kl_temperature: float = Field(1.0, gt=0, le=100)
     """Both sides' logits are divided by it; above 1 unlikely tokens count more. Recorded top_logprobs are of 1."""
 
+    retain_fraction: float = Field(0.0, ge=0, le=1)
+    """Prompts that have nothing to do with the task, as a share of batch_size, on which KL to the untouched base joins
+    the loss: it keeps other abilities, and takes that share more time."""
+
     lora_rank: int = Field(32, ge=1, le=512)
     lora_alpha: int | None = Field(None, ge=1)
     """Scaling is alpha / rank; by default alpha = rank, so that the learning rate does not depend on the rank."""

@@ -1,5 +1,6 @@
 """Train an adapter: check the input, resolve the settings, let Ray Train's workers do it, collect the result."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ FREE_KEYS = {  # they change where and how fast, not what comes out
     "zero_stage",
     "offload",
     "micro_batch_size",
+    "gradient_checkpointing",
     "checkpoint_every",
     "max_failures",
     "log_to",
@@ -111,7 +113,7 @@ def fit(
 
     Args:
         config: log_path must be set.
-        train_rows: prompts and responses as token ids of the student's tokenizer.
+        train_rows: prompts and responses as token ids of the student's tokenizer; generic ones stand last.
         validation_rows: held out: their loss says which weights are the best; may be empty.
         model_dir: local folder of config.student_model.
         on_progress: called in a thread of its own, every few seconds.
@@ -129,7 +131,10 @@ def fit(
     check_trackers(config.log_to)
     log_uri = absolute(config.log_path)
     check_run_dir(log_uri)
-    plan = plan_steps(len(train_rows), config.batch_size, config.num_epochs, config.max_steps, config.seed)
+    num_generic = sum(row.is_generic for row in train_rows)
+    num_rows = len(train_rows) - num_generic
+    plan = plan_steps(num_rows, config.batch_size, config.num_epochs, config.max_steps, config.seed)
+    plan = dataclasses.replace(plan, num_generic=num_generic, retain_fraction=config.retain_fraction)
     shape = read_shape(model_dir)
     check_targets(config.lora_targets, shape)
     advise(config, train_rows, plan, shape)
@@ -181,6 +186,7 @@ def make_job(
         rhythm=Rhythm(config.eval_every, config.patience, config.checkpoint_every),
         objective=Objective(config.kl_weight, config.kl_temperature),
         teacher_prefix=tuple(teacher_prefix),
+        gradient_checkpointing=config.gradient_checkpointing,
     )
 
 

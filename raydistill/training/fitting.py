@@ -53,5 +53,6 @@ def describe_shortage(job: Job, num_parameters: int, total_mib: float, kind: str
         advice += [f"zero_stage=3 with num_workers={max(2, workers)} or more", "offload=parameters with zero_stage=3"]
     else:
         advice += ["micro_batch_size=1"] if job.engine.micro_batch_size != 1 else []
+        advice += [] if job.gradient_checkpointing else ["gradient_checkpointing=true"]
         advice.append("a smaller max_length")
     return f"{head}Set {', or '.join(advice)}; the same command goes on from the last checkpoint."

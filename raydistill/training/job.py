@@ -84,6 +84,7 @@ class Job:
         rhythm: evaluations and checkpoints.
         objective: what is minimised where a teacher is known.
         teacher_prefix: token ids that stand before the teacher's rows.
+        gradient_checkpointing: whether activations are computed again in the backward pass.
     """
 
     model_dir: str
@@ -97,3 +98,4 @@ class Job:
     rhythm: Rhythm
     objective: Objective = Objective()
     teacher_prefix: tuple[int, ...] = ()
+    gradient_checkpointing: bool = False

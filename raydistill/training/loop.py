@@ -26,7 +26,7 @@ from raydistill.training.checkpoint import (
 )
 from raydistill.training.fitting import explain_shortage, is_shortage
 from raydistill.training.job import Job
-from raydistill.training.model import check_packing, load_student
+from raydistill.training.model import check_packing, checkpoint_activations, load_student
 from raydistill.training.rowfile import read_rows
 from raydistill.training.rundir import MetricsLog, write_failure
 from raydistill.training.saved import State, fetch_checkpoint, find_checkpoint, publish_checkpoint
@@ -98,6 +98,8 @@ class _Run:
         model_dir = job.model_dir if Path(job.model_dir).is_dir() else resolve_model(job.base_model)  # another node
         lora = job.lora
         model = load_student(model_dir, lora.rank, lora.alpha, job.plan.seed, job.dtype, lora.targets)
+        if job.gradient_checkpointing:
+            checkpoint_activations(model)
         self._flops_a_token = FLOPS_A_PARAMETER_AND_TOKEN * count_parameters(model)
         self._peak_flops = peak_flops(setting.device, job.dtype)
         name, damaged = self._agree(find_checkpoint(job.log_uri) if setting.rank == 0 else None)

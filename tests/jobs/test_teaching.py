@@ -19,7 +19,7 @@ from raydistill.dataset.read import read_examples
 from raydistill.dataset.write import keep_prompt
 from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 from raydistill.training.config import TrainConfig
-from raydistill.training.rundir import read_rows, write_rows
+from raydistill.training.rowfile import read_rows, write_rows
 from tests.dataset.ledger import DRAFT, make_answer
 from tests.tiny import make_tiny_model, make_tiny_tokenizer
 
@@ -79,7 +79,17 @@ def test_teacher_sees_what_it_was_asked_and_p_is_cut_off_once(prompt, model_dir,
         assert row.top_ids is None and not row.is_generic and row.response_tokens == [4, 5, 2]
     assert len({row.teacher_tokens[0] for row in rows.train}) > 1, "the prefix could be longer"
     write_rows(str(tmp_path / "run"), rows.train, rows.validation)
-    assert read_rows(str(tmp_path / "run")) == (rows.train, rows.validation)
+    assert [list(part) for part in read_rows(str(tmp_path / "run"))] == [rows.train, rows.validation]
+
+
+@pytest.mark.parametrize("loss", ["kl", "cross_entropy"])
+def test_generic_rows_are_taught_by_the_untouched_base_when_retain_fraction_is_set(model_dir, tmp_path, loss):
+    dataset = _write_dataset(tmp_path / "dataset", model_dir, PROMPTS[0])
+    assert _read(dataset, model_dir, loss=loss).generic == []
+    rows = _read(dataset, model_dir, loss=loss, retain_fraction=0.1)
+    assert len(rows.generic) == len({row.id for row in rows.generic}) == 64
+    assert all(row.is_generic and row.teacher_tokens == row.prompt_tokens for row in rows.generic)
+    assert len(rows.train) == 32 and not any(row.is_generic for row in rows.train)
 
 
 def _is_cross_entropy(caplog, reason, dataset, student_dir, **changes):
@@ -127,4 +137,4 @@ def test_soft_labels_are_the_teacher_where_another_model_with_the_same_tokenizer
     _is_cross_entropy(caplog, "teachers/own answered, another model than", unlabelled, model_dir)
     student_dir = make_tiny_model(tmp_path / "student", seed=1)
     make_tiny_tokenizer(student_dir, vocab_size=300)
-    _is_cross_entropy(caplog, "teachers/own, has another tokenizer", labelled, student_dir)
+    _is_cross_entropy(caplog, "the teacher, teachers/own, has another tokenizer", labelled, student_dir)
