@@ -100,10 +100,9 @@ def load_weights(model: PeftModel, folder: Path) -> State:
     return state
 
 
-def load_best(folder: Path) -> Weights | None:
-    """Return a checkpoint's best adapter so far, as `gather_adapter` does; None where its own is the best."""
-    file = folder / BEST / ADAPTER_WEIGHTS
-    return load_file(file) if file.exists() else None
+def load_best(folder: Path, state: State) -> Weights | None:
+    """Return a checkpoint's best adapter so far, as `gather_adapter` does; None where nothing was measured."""
+    return load_file(folder / state.best_folder / ADAPTER_WEIGHTS) if state.best_folder else None
 
 
 def load_moments(engine: Any, step: int, folder: Path) -> None:

@@ -19,7 +19,7 @@ from raydistill.training.group import train_on_workers
 from raydistill.training.job import Engine, Job, Lora, Objective, Rhythm
 from raydistill.training.rowfile import write_rows
 from raydistill.training.rundir import check_run_dir, claim_run, read_metrics, read_result, write_result
-from raydistill.training.saved import ADAPTER, ADAPTER_WEIGHTS, BEST, fetch_checkpoint, find_checkpoint, read_state
+from raydistill.training.saved import ADAPTER, ADAPTER_WEIGHTS, fetch_checkpoint, find_checkpoint, read_state
 from raydistill.training.schedule import Schedule
 from raydistill.training.shape import check_targets, read_shape
 from raydistill.training.trackers import check_trackers, open_trackers
@@ -201,7 +201,7 @@ def _collect(log_uri: str) -> dict[str, Any]:
     storage.write_bytes(join(log_uri, "loss.png"), draw_curve(lines))
     with fetch_checkpoint(log_uri, name) as folder:
         state = read_state(folder)
-        best = folder / (ADAPTER if state.best_step in (None, state.step) else BEST)
+        best = folder / (state.best_folder or ADAPTER)
         names = load((best / ADAPTER_WEIGHTS).read_bytes())
         storage.upload_dir(Path(best), join(log_uri, ADAPTER))
     before = next((line["validation/loss_nats"] for line in lines if "validation/loss_nats" in line), None)

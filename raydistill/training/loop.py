@@ -29,7 +29,14 @@ from raydistill.training.job import Job
 from raydistill.training.model import check_packing, checkpoint_activations, load_student
 from raydistill.training.rowfile import read_rows
 from raydistill.training.rundir import MetricsLog, write_failure
-from raydistill.training.saved import State, fetch_checkpoint, find_checkpoint, publish_checkpoint
+from raydistill.training.saved import (
+    BEST,
+    State,
+    delete_checkpoint,
+    fetch_checkpoint,
+    find_checkpoint,
+    publish_checkpoint,
+)
 from raydistill.training.steps import Setting, apply_step, backward_step, idle_step, validate
 from raydistill.training.teacher import check_teacher, open_prefix
 from raydistill.training.usage import FLOPS_A_PARAMETER_AND_TOKEN, count_parameters, memory_mib, peak_flops
@@ -114,7 +121,9 @@ class _Run:
             idle_step(engine, self._rows[0], setting)
             load_moments(engine, self._state.step, folder)
             if setting.rank == 0:
-                self._best = load_best(folder)
+                self._best = load_best(folder, self._state)
+                for other in damaged:
+                    delete_checkpoint(job.log_uri, other)
         return engine, {
             "run/resumed_from": name,
             "run/workers": setting.num_workers,
@@ -198,7 +207,7 @@ class _Run:
         state = self._state
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) if self._setting.rank == 0 else None
-            best = None if state.best_step in (None, state.step) else self._best
+            best = self._best if state.best_folder == BEST else None
             save_checkpoint(self._engine, state, folder, self._job.base_model, best)
             if folder is not None:
                 publish_checkpoint(folder, self._job.log_uri, state.step)

@@ -50,6 +50,13 @@ class State:
     evaluations_without_gain: int = 0
     stopped: bool = False
 
+    @property
+    def best_folder(self) -> str | None:
+        """Where a checkpoint of this state has the best adapter; None where nothing was measured."""
+        if self.best_step is None:
+            return None
+        return ADAPTER if self.best_step == self.step else BEST
+
     def after(self, step: int, held_out_loss_nats: float | None, patience: int | None) -> "State":
         """Return the state after a step, and after its evaluation where there was one."""
         if held_out_loss_nats is None:
@@ -96,7 +103,7 @@ def publish_checkpoint(folder: Path, log_uri: str, step: int) -> str:
     for file in [*_files(folder), STATE]:
         storage.upload(folder / file, join(log_uri, CHECKPOINTS, name, file))
     for old in list_checkpoints(log_uri)[KEPT:]:
-        _delete(join(log_uri, CHECKPOINTS, old))
+        delete_checkpoint(log_uri, old)
     return name
 
 
@@ -152,8 +159,9 @@ def _is_intact(file: Path, sha256: str) -> bool:
     return file.is_file() and _sha256(file) == sha256
 
 
-def _delete(uri: str) -> None:
+def delete_checkpoint(log_uri: str, name: str) -> None:
     """Delete a checkpoint, its state.json first, so that it is none at any moment in between."""
+    uri = join(log_uri, CHECKPOINTS, name)
     storage.delete(join(uri, STATE))
     if not is_remote(uri):
         shutil.rmtree(uri, ignore_errors=True)

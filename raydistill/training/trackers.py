@@ -47,13 +47,22 @@ def open_trackers(names: Sequence[str], log_uri: str, run: str, config: dict[str
         log_uri: the run's folder; TensorBoard's files go to tensorboard/ in it.
         run: the run's name there; the same one goes on in it.
         config: all keys, for people to read.
+
+    Raises:
+        ConfigError: one of them cannot be reached as it is set up here.
     """
     makers = {
         "tensorboard": lambda: _TensorBoard(log_uri),
         "wandb": lambda: _WandB(run, config),
         "mlflow": lambda: _MLflow(run, config),
     }
-    return [_Prometheus(run), *(makers[name]() for name in names)]
+    trackers: list[Tracker] = [_Prometheus(run)]
+    for name in names:
+        try:
+            trackers.append(makers[name]())
+        except Exception as error:
+            raise ConfigError(f"log_to: {name} cannot be opened: {error}. Set it up, or leave it out.") from error
+    return trackers
 
 
 class _Prometheus:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from raydistill.core.errors import RaydistillError
 from raydistill.training.rundir import read_metrics
 from raydistill.training.trackers import Tracker
 
@@ -27,23 +28,12 @@ def watch(log_uri: str, num_steps: int, on_progress: Progress | None, trackers: 
         trackers: get every line once, a line of a step that is done again after a loss of workers twice.
     """
     stop = threading.Event()
+    reader = _Reader(log_uri, num_steps, on_progress, trackers)
 
     def poll() -> None:
-        last = -1
-        while True:
-            stopped = stop.wait(POLL_SECONDS)
-            lines = read_metrics(log_uri)
-            newest = lines[-1]["step"] if lines else -1
-            if newest < last:  # workers were lost and go on from an earlier step
-                last = newest
-            for line in lines:
-                if line["step"] > last:
-                    _pass_on(line, trackers)
-            if newest > last and on_progress is not None:
-                on_progress(newest, num_steps, lines[-1])
-            last = newest
-            if stopped:
-                return
+        while not stop.wait(POLL_SECONDS):
+            reader.read()
+        reader.read()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -54,6 +44,31 @@ def watch(log_uri: str, num_steps: int, on_progress: Progress | None, trackers: 
         thread.join(timeout=CLOSE_SECONDS)
         for tracker in trackers:
             tracker.close()
+
+
+class _Reader:
+    """Knows which lines were passed on."""
+
+    def __init__(self, log_uri: str, num_steps: int, on_progress: Progress | None, trackers: Sequence[Tracker]) -> None:
+        self._log_uri, self._num_steps = log_uri, num_steps
+        self._on_progress, self._trackers = on_progress, trackers
+        self._last = -1
+
+    def read(self) -> None:
+        """Pass on what is new."""
+        try:
+            lines = read_metrics(self._log_uri)
+        except RaydistillError as error:  # the store, for a moment: the workers have a connection of their own
+            logger.warning("The metrics could not be read: %s", error)
+            return
+        newest = lines[-1]["step"] if lines else -1
+        last = min(self._last, newest)  # workers may have been lost and go on from an earlier step
+        for line in lines:
+            if line["step"] > last:
+                _pass_on(line, self._trackers)
+        if newest > last and self._on_progress is not None:
+            self._on_progress(newest, self._num_steps, lines[-1])
+        self._last = newest
 
 
 def _pass_on(line: dict[str, Any], trackers: Sequence[Tracker]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raydistill.training.job import Job
-from raydistill.training.saved import list_checkpoints
+from raydistill.training.saved import State, list_checkpoints, seal
 from tests.moto_bucket import open_bucket
 from tests.training import runs, workers
 
@@ -31,7 +31,9 @@ def gloo_results(model_dir, tmp_path_factory):
     workers.run_workers(_do_both, 2, model_dir, str(trained), None, list(jobs.values()))
     jobs["resumed"] = runs.make_job(model_dir, str(root / "resumed"), stage=0)
     _break_off(Path(jobs["calm"].log_uri), root / "resumed")
-    workers.run_workers(_do_both, 1, model_dir, str(trained), checkpoint, [jobs["resumed"]])
+    jobs["gained"] = runs.make_job(model_dir, str(root / "gained"), stage=0)
+    _make_first_the_best(Path(jobs["calm"].log_uri), root / "gained")
+    workers.run_workers(_do_both, 1, model_dir, str(trained), checkpoint, [jobs["resumed"], jobs["gained"]])
     workers.run_workers(_do_both, 3, model_dir, str(trained), checkpoint, [])
     return Results(trained, jobs)
 
@@ -39,6 +41,17 @@ def gloo_results(model_dir, tmp_path_factory):
 def _do_both(rank: int, num_workers: int, model_dir: str, trained: str, resume_from: str | None, jobs: list[Job]):
     workers.train_all_stages(rank, num_workers, model_dir, trained, resume_from)
     runs.train_all(rank, num_workers, jobs)
+
+
+def _make_first_the_best(whole: Path, gained: Path) -> None:
+    """Copy a run as it was at its last but one checkpoint, whose own adapter has a loss that no later one has."""
+    shutil.copytree(whole, gained)
+    newest, before = list_checkpoints(str(gained))
+    shutil.rmtree(gained / "checkpoints" / newest)
+    folder = gained / "checkpoints" / before
+    shutil.rmtree(folder / "best", ignore_errors=True)
+    seal(folder, State(8, best_step=8, best_loss_nats=0.0))
+    shutil.copytree(folder / "adapter", gained / "kept")
 
 
 def _break_off(whole: Path, broken: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from raydistill.core.errors import TrainingError
@@ -49,6 +50,7 @@ def test_run_goes_on_from_the_last_whole_checkpoint_on_other_workers_and_stage(r
     assert lines[9]["run/resumed_from"].startswith("step-000008") and lines[9]["run/workers"] == 1
     assert [name[:11] for name in lines[9]["run/damaged_checkpoints"]] == ["step-000012", "step-000011"]
     assert _curve(resumed) == pytest.approx(_curve(calm), abs=1e-5)
+    assert [name[:11] for name in list_checkpoints(resumed.log_uri)] == ["step-000012", "step-000008"]
     held_out = "validation/loss_nats"
     assert _curve(resumed, held_out) == pytest.approx(_curve(calm, held_out), abs=1e-5)
 
@@ -63,6 +65,19 @@ def test_best_adapter_is_kept_and_the_run_stops_when_the_held_out_loss_falls_no_
     assert state.stopped and state.step == state.best_step + 2 == max(held_out) < run_settings.STEPS
     assert state.best_loss_nats == held_out[state.best_step] == min(held_out[step] for step in held_out if step)
     assert set(best) == set(last) and any((best[key] - last[key]).abs().max() > 0.01 for key in best)
+
+
+def test_best_adapter_outlives_a_resumption_from_the_checkpoint_that_is_the_best(runs):
+    name, _ = find_checkpoint(runs["gained"].log_uri)
+    with fetch_checkpoint(runs["gained"].log_uri, name) as folder:
+        state = read_state(folder)
+        assert (state.step, state.best_step, state.best_folder) == (12, 8, "best")
+        best = load_file(folder / "best" / "adapter_model.safetensors")
+    assert all(torch.equal(best[key], value) for key, value in load_file(_first_adapter(runs["gained"])).items())
+
+
+def _first_adapter(job) -> Path:
+    return Path(job.log_uri) / "kept" / "adapter_model.safetensors"
 
 
 def test_loss_that_is_not_finite_ends_the_run_with_its_step_and_examples(runs):

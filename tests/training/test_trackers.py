@@ -62,6 +62,15 @@ def test_missing_packages_are_named_for_pip(monkeypatch):
         check_trackers(["wandb", "tensorboard", "mlflow"])
 
 
+def test_tracker_that_cannot_be_opened_is_a_fault_of_the_settings(monkeypatch):
+    def refuse(_: str) -> None:
+        raise PermissionError("no token")
+
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(set_experiment=refuse))
+    with pytest.raises(ConfigError, match="log_to: mlflow cannot be opened: no token"):
+        open_trackers(["mlflow"], "unused", "desk-1", {})
+
+
 @pytest.mark.parametrize("place", ["folder", "s3"])
 def test_tensorboard_files_lie_in_the_runs_folder(tmp_path, place, request):
     log_uri = str(tmp_path) if place == "folder" else f"{request.getfixturevalue('bucket')}/run"
