@@ -79,6 +79,7 @@ def _take_over(log_uri: str, ray_run: str) -> None:
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
     )
+    from ray.exceptions import RayError
 
     uri = join(log_uri, RAY_RUN)
     with contextlib.suppress(NotFoundError):
@@ -86,7 +87,7 @@ def _take_over(log_uri: str, ray_run: str) -> None:
         try:
             coordinator = get_or_create_autoscaling_coordinator()
             ray.get(coordinator.cancel_request.remote(requester_id=f"train-{lost}"), timeout=CANCEL_SECONDS)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             logger.warning("The reservation of an earlier run is left to expire: %s", error)
     storage.write_bytes(uri, ray_run.encode())
 
