@@ -14,10 +14,8 @@ from tests.training.runs import make_job
 
 
 def test_cause_is_our_own_error_where_other_workers_only_lost_their_peer():
-    failures = {
-        0: RuntimeError("Connection closed by peer"),
-        1: SimpleNamespace(cause=TrainingError("Memory is short")),
-    }
+    ours = SimpleNamespace(cause=TrainingError("Memory is short"))
+    failures = {0: RuntimeError("Connection closed by peer"), 1: ours}
     assert _first_cause(SimpleNamespace(worker_failures=failures)) == "TrainingError: Memory is short"
 
 
@@ -34,9 +32,7 @@ def test_worker_that_runs_out_of_memory_says_what_fits(model_dir, monkeypatch, e
 
     monkeypatch.setattr(loop, "_Run", run_out)
     job = make_job(model_dir, "unused")
-    with pytest.raises(
-        TrainingError, match=r"Memory is short.*dtype=bfloat16, or num_workers=1, or micro_batch_size=1"
-    ):
+    with pytest.raises(TrainingError, match=r"Memory is short.*=bfloat16, or num_workers=1, or micro_batch_size=1"):
         loop.train(job, Setting(0, 2, torch.device("cpu"), "float32"))
     monkeypatch.setattr(loop, "_Run", lambda *_: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="a fault of ours"):
