@@ -155,8 +155,8 @@ def check_packing(model: Any, rows: Sequence[EncodedRow], dtype: str, device: to
     difference = (together - alone).abs().mean().item()
     if not math.isfinite(difference):
         raise TrainingError(
-            "This student's own logits are no finite numbers before any training: its weights are damaged, or too large "
-            f"for {dtype}. Check the model, or set dtype=float32."
+            "This student's own logits are no finite numbers before any training: its weights are damaged, or too "
+            f"large for {dtype}. Check the model, or set dtype=float32."
         )
     if not difference <= PACKING_TOLERANCE[dtype]:
         found = f"logits differ by {difference:.3g} on average, allowed are {PACKING_TOLERANCE[dtype]}."
