@@ -55,4 +55,7 @@ def describe_shortage(job: Job, num_parameters: int, total_mib: float, kind: str
         advice += ["micro_batch_size=1"] if job.engine.micro_batch_size != 1 else []
         advice += [] if job.gradient_checkpointing else ["gradient_checkpointing=true"]
         advice.append("a smaller max_length")
-    return f"{head}Set {', or '.join(advice)}; the same command goes on from the last checkpoint."
+    return (
+        f"{head}Set {', or '.join(advice)}. The same command goes on from the last checkpoint; with another dtype or "
+        "max_length it is another run."
+    )

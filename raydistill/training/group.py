@@ -1,9 +1,12 @@
 """Workers under Ray Train: started, replaced when they are lost, fewer or more of them as the cluster has room."""
 
+import contextlib
+import logging
 from typing import Any
 
 from raydistill.core import storage
-from raydistill.core.errors import TrainingError
+from raydistill.core.errors import NotFoundError, TrainingError
+from raydistill.core.uris import join
 from raydistill.training.config import TrainConfig
 from raydistill.training.job import Job
 from raydistill.training.rundir import take_failure
@@ -12,10 +15,13 @@ from raydistill.training.worker import run_worker
 START_FAILURES = 2  # a worker group gets a minute to start; then it is tried this often again
 COLLECTIVE_TIMEOUT_SECONDS = 600  # a worker that waits longer for another one fails
 RAY_FOLDER = "ray"  # Ray Train's own, below the run's; our checkpoints are not there
+RAY_RUN = "ray_run.txt"  # Ray Train's name for the latest attempt
+CANCEL_SECONDS = 10.0
 KILLED_FOR_MEMORY = (
     "A worker that ends without a word was often killed because memory ran out: set micro_batch_size=1, "
     "dtype=bfloat16, a smaller max_length or fewer workers on a machine."
 )
+logger = logging.getLogger(__name__)
 
 
 def train_on_workers(config: TrainConfig, job: Job, use_gpu: bool) -> None:
@@ -50,6 +56,7 @@ def train_on_workers(config: TrainConfig, job: Job, use_gpu: bool) -> None:
             worker_runtime_env={} if use_gpu else {"env_vars": {"DS_ACCELERATOR": "cpu"}},
         ),
     )
+    _take_over(job.log_uri, trainer.train_run_context.run_id)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -60,6 +67,29 @@ def train_on_workers(config: TrainConfig, job: Job, use_gpu: bool) -> None:
     failure = take_failure(job.log_uri)
     if failure is not None:
         raise TrainingError(f"{failure} The checkpoints before it are kept in {job.log_uri}.")
+
+
+def _take_over(log_uri: str, ray_run: str) -> None:
+    """Give back what an earlier driver of this run has reserved, and leave our own name for the next one.
+
+    Ray Train reserves the workers' resources under a random name and renews that; where a driver was killed, the
+    reservation stands for up to 180 s, and an elastic run sees no room for as long (2.60).
+    """
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+    from ray.exceptions import RayError
+
+    uri = join(log_uri, RAY_RUN)
+    with contextlib.suppress(NotFoundError):
+        lost = storage.read_bytes(uri).decode()
+        try:
+            coordinator = get_or_create_autoscaling_coordinator()
+            ray.get(coordinator.cancel_request.remote(requester_id=f"train-{lost}"), timeout=CANCEL_SECONDS)
+        except RayError as error:
+            logger.warning("The reservation of an earlier run is left to expire: %s", error)
+    storage.write_bytes(uri, ray_run.encode())
 
 
 def _first_cause(error: Any) -> str:

@@ -5,6 +5,7 @@ H width of the model, V vocabulary.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,11 +147,17 @@ def check_packing(model: Any, rows: Sequence[EncodedRow], dtype: str, device: to
     """Return the mean absolute difference between our logits of packed rows and the model's own of lone ones.
 
     Raises:
-        TrainingError: the model mixes rows of one packed sequence, or does more after its head than `head` knows.
+        TrainingError: the model mixes rows of one packed sequence, does more after its head than `head` knows, or
+            gives no finite logits.
     """
     together = forward_packed(model, pack(rows), dtype, device)
     alone = torch.cat([plain_logits(model, row.prompt_tokens, row.response_tokens, dtype) for row in rows])
     difference = (together - alone).abs().mean().item()
+    if not math.isfinite(difference):
+        raise TrainingError(
+            "This student's own logits are no finite numbers before any training: its weights are damaged, or too "
+            f"large for {dtype}. Check the model, or set dtype=float32."
+        )
     if not difference <= PACKING_TOLERANCE[dtype]:
         found = f"logits differ by {difference:.3g} on average, allowed are {PACKING_TOLERANCE[dtype]}."
         if len(rows) == 1:

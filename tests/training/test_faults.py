@@ -28,11 +28,13 @@ def two_nodes():
     from ray.cluster_utils import Cluster
 
     settings = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+    handler = signal.getsignal(signal.SIGTERM)
     system = {"metrics_report_interval_ms": 500}
     cluster = Cluster(
         initialize_head=True, connect=False, head_node_args={"num_cpus": 2, "_system_config": system, **settings}
     )
     node = cluster.add_node(num_cpus=1, **settings)
+    signal.signal(signal.SIGTERM, handler)  # a node sets one of its own, for the rest of the session
     try:
         yield cluster, node
     finally:

@@ -3,25 +3,24 @@
 import importlib.util
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from raydistill.core.errors import ConfigError, ConflictError, DatasetError, TrainingError
 from raydistill.training.batches import EncodedRow, plan_steps, rows_of_step
 from raydistill.training.config import TrainConfig
 from raydistill.training.fit import choose_dtype, fit, has_bfloat16_units
-from tests.tiny import make_tiny_model
-from tests.training.fit_driver import ROWS, make_config
+from raydistill.training.saved import list_checkpoints
+from tests.training.fit_driver import ROWS, TRAINED, make_config
 
 
-def test_training_fails_with_its_reason_when_the_loss_is_not_finite(cluster, tmp_path):
-    broken = make_tiny_model(tmp_path / "broken")
-    tensors = load_file(tmp_path / "broken" / "model.safetensors")
-    tensors["model.norm.weight"][0] = float("nan")
-    save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    config = make_config(broken, str(tmp_path / "run"), micro_batch_size=1, max_failures=0, num_epochs=1)
-    rows = ", ".join(ROWS[8:][index].id for index in rows_of_step(plan_steps(32, 8, 1, None, 0), 0))
-    with pytest.raises(TrainingError, match=f"Step 1: The loss became nan.*learning_rate.*examples are {rows}"):
-        fit(config, ROWS[8:], [], broken)
+def test_training_fails_with_step_and_examples_when_the_loss_is_not_finite(cluster, model_dir, tmp_path):
+    config = make_config(model_dir, str(tmp_path / "run"), checkpoint_every=1, num_epochs=1)
+    config = config.model_copy(update={"learning_rate": 1e30})  # more than a user may set
+    rows = ", ".join(TRAINED[index].id for index in rows_of_step(plan_steps(32, 8, 1, None, 0), 1))
+    with pytest.raises(
+        TrainingError, match=f"Step 2: The (loss|norm).* became (nan|inf).*examples are {rows}.*are kept"
+    ):
+        fit(config, TRAINED, [], model_dir)
+    assert [name[:11] for name in list_checkpoints(str(tmp_path / "run"))] == ["step-000001"]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,13 @@ def test_packing_is_refused_when_rows_see_each_other(model_dir, monkeypatch):
         check_packing(model, ROWS, "float32", CPU)
 
 
+def test_student_whose_weights_are_damaged_is_refused_before_training(model_dir):
+    model = load_student(model_dir, 4, 4, 0, "float32")
+    model.get_base_model().model.norm.weight.data[0] = float("nan")
+    with pytest.raises(TrainingError, match="logits are no finite numbers before any training"):
+        check_packing(model, ROWS[:1], "float32", CPU)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_student_trains_adapters_in_float32_and_freezes_the_base(model_dir, dtype):
     model = load_student(model_dir, 4, 4, 7, dtype)
