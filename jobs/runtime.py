@@ -110,7 +110,9 @@ def start_http(config: ClusterConfig) -> str:
     from ray import serve
     from ray.serve.context import _get_global_client
 
-    serve.start(http_options={"host": "127.0.0.1", "port": config.http_port})
+    # One front, on the head, where jobs run: on every node nobody could reach it, and nodes of one machine cannot share
+    # the port, so Serve would start theirs again and again.
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": config.http_port})
     client = _get_global_client()
     assert client is not None
     return f"http://127.0.0.1:{client.http_config.port}"

@@ -107,6 +107,15 @@ class Watch:
             ServiceError: it failed, or nothing was committed for stall_seconds.
             QualityError, BudgetError: it was told to stop.
         """
+        try:
+            self._follow(work, stall_seconds)
+            work.result()
+        except RayError as error:
+            raise ServiceError(f"asking the teacher failed: {error}. Run the same command again to go on.") from error
+        if self._reason is not None:
+            raise self._reason
+
+    def _follow(self, work: Future[None], stall_seconds: float) -> None:
         last_commit = time.monotonic()
         while True:
             is_done = work.done()
@@ -117,7 +126,7 @@ class Watch:
             self._asker.ledger.compact(self._in_work)
             self._count_replicas()
             if is_done:
-                break
+                return
             if time.monotonic() - last_commit > stall_seconds:
                 raise ServiceError(
                     f"{self._asker.ledger.folder}: no answer was committed for {stall_seconds:.0f} s. Look at the "
@@ -125,12 +134,6 @@ class Watch:
                     "goes on where it stopped."
                 )
             time.sleep(POLL_SECONDS)
-        try:
-            work.result()
-        except RayError as error:
-            raise ServiceError(f"asking the teacher failed: {error}. Run the same command again to go on.") from error
-        if self._reason is not None:
-            raise self._reason
 
     def _count_replicas(self) -> None:
         """Let the actors know where the teacher has grown or shrunk."""

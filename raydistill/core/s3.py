@@ -87,6 +87,7 @@ def errors(uri: str) -> Iterator[None]:
     """Turn what boto3 raises about a place into our errors, which say what to do next."""
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+    from botocore.exceptions import ConnectionError as BotoConnectionError
     from botocore.parsers import ResponseParserError
 
     try:
@@ -97,7 +98,7 @@ def errors(uri: str) -> Iterator[None]:
         raise StorageError(describe_stranger(uri, "something that is not S3's XML")) from error
     except RecursionError as error:  # boto3 asks a server that redirects everything where its bucket is, and so on
         raise StorageError(describe_stranger(uri, "a redirect (should it be https?)")) from error
-    except (HTTPClientError, IncompleteReadError, S3UploadFailedError) as error:
+    except (BotoConnectionError, HTTPClientError, IncompleteReadError, S3UploadFailedError) as error:
         raise UnavailableError(_describe_absence(uri, error)) from error
     except BotoCoreError as error:
         raise StorageError(_describe_absence(uri, error)) from error

@@ -69,8 +69,13 @@ class Attempts:
     """
 
     def __init__(self, handle: DeploymentHandle, settings: AskSettings) -> None:
-        """Take the engine's handle and how to ask."""
-        self._handle = handle
+        """Take the engine's handle and how to ask.
+
+        The method is looked up here, by one thread: what several threads look up at once gets several routers with
+        one name, whose reports to Serve's autoscaler overwrite one another, and a busy teacher is taken for an idle
+        one (seen: scaled to zero under 8 rows at a time).
+        """
+        self._generate = handle.generate
         self._settings = settings
 
     def ask(self, requests: Sequence[TokenRequest]) -> list[TokenResult]:
@@ -114,7 +119,7 @@ class Attempts:
         hint = {} if after is None else {AFTER: after}
         busy = 0
         while True:
-            response = self._handle.generate.remote(requests, **hint)
+            response = self._generate.remote(requests, **hint)
             try:
                 results = response.result(timeout_s=max(0.0, deadline - time.monotonic()))
             except TimeoutError:

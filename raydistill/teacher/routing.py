@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.serve.request_router import LocalityMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+ROUTER = f"{__name__}.ElsewhereRouter"  # the import path that Serve wants
 AFTER = "after"  # the argument of `generate` with the id of the request that failed
 KNOWN_REQUESTS = 10_000  # a handle's latest: more than are ever under way, and a retry comes within seconds
 
