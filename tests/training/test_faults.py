@@ -49,7 +49,8 @@ class _Driver:
         self._out = (folder.parent / "driver.out").open("a")
         exported = folder.parent / "exported.txt"
         command = [sys.executable, "-m", "tests.training.fit_driver", address, model_dir, str(folder), str(exported)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        # Ray Train learns only after up to 20 s that a node is gone, and until then waits so long for its resources.
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
         self.process = subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, stderr=self._out)
 
     def wait_for_step(self, step: int) -> None:
