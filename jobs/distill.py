@@ -29,6 +29,7 @@ from jobs.runtime import (
     start_http,
 )
 from jobs.serve import StudentTable, start_student, stop_student, wait_for_version
+from jobs.teaching import check_loss
 from raydistill.client.service import ServiceClient
 from raydistill.core.errors import ConfigError
 from raydistill.core.preflight import check_storage
@@ -155,8 +156,9 @@ def _check_input(settings: Settings) -> Queries:
         return (query for query in iter_queries(task_config.queries) if is_held_out(query) == held_out)
 
     queries = Queries(given=lambda: iter_side(False), apart=lambda: iter_side(True))
-    data_plan.make_plan(settings.create_data, queries)
-    train.check_model(settings.train)
+    plan = data_plan.make_plan(settings.create_data, queries)
+    student = train.check_model(settings.train)
+    check_loss(settings.train, student, plan.draft.teacher, settings.create_data.top_logprobs is not None)
     return queries
 
 

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError, NotFoundError
@@ -69,38 +69,60 @@ def add_teacher(
     if config.loss == "cross_entropy":
         return Teaching("cross_entropy", list(rows), [])
     by_id = {example.id: example for example in examples}
-    found = find_teacher(config, student, manifest, examples)
-    if isinstance(found, Prompt):
-        assert manifest is not None
-        return _behind_prefix(found, student, manifest, by_id, rows)
-    if found is None:
-        labelled = [_with_labels(row, by_id[row.id]) for row in rows]
-        return Teaching("kl", labelled, [])
+    source, reason = None, f"{config.data_file} has no manifest, so its prompt and teacher are not known."
+    if manifest is not None:
+        has_labels = all(example.top_ids is not None for example in examples)
+        source, reason = find_source(config, student, manifest.teacher, has_labels)
+        if source == "base":
+            prompt = _read_prompt(config.data_file, manifest)
+            if isinstance(prompt, Prompt):
+                return _behind_prefix(prompt, student, manifest, by_id, rows)
+            source, reason = None, prompt
+    if source == "labels":
+        return Teaching("kl", [_with_labels(row, by_id[row.id]) for row in rows], [])
     if config.loss == "kl":
-        raise ConfigError(f"loss: kl is not possible: {found} Train with loss=cross_entropy.")
-    logger.info("loss=cross_entropy, because %s", found)
+        raise ConfigError(_refuse_kl(reason))
+    logger.info("loss=cross_entropy, because %s", reason)
     return Teaching("cross_entropy", list(rows), [])
 
 
-def find_teacher(
-    config: TrainConfig, student: Student, manifest: Manifest | None, examples: Sequence[Example]
-) -> Prompt | str | None:
-    """Return P where the student's own base is the teacher, None where the soft labels are, else why neither is."""
-    if manifest is None:
-        return f"{config.data_file} has no manifest, so its prompt and teacher are not known."
-    teacher = manifest.teacher
+def check_loss(config: TrainConfig, student: Student, teacher: Mapping[str, str], has_labels: bool) -> None:
+    """Refuse loss=kl where the answers that are still to be asked for could not be used for it.
+
+    Args:
+        config: the `[train]` table.
+        student: the base model.
+        teacher: as a manifest describes it.
+        has_labels: whether soft labels will be recorded.
+
+    Raises:
+        ConfigError: says why kl is not possible.
+    """
+    source, reason = find_source(config, student, teacher, has_labels)
+    if config.loss == "kl" and source is None:
+        raise ConfigError(_refuse_kl(reason))
+
+
+def _refuse_kl(reason: str) -> str:
+    return f"loss: kl is not possible: {reason} Train with loss=cross_entropy."
+
+
+def find_source(
+    config: TrainConfig, student: Student, teacher: Mapping[str, str], has_labels: bool
+) -> tuple[Literal["base", "labels"] | None, str]:
+    """Return where the teacher's distribution comes from: the student's base, soft labels, or nowhere, and why."""
     if teacher.get("tokenizer_digest") != student.tokenizer_digest:
-        return f"the teacher, {teacher.get('model')}, has another tokenizer than {config.student_model}."
+        return None, f"the teacher, {teacher.get('model')}, has another tokenizer than {config.student_model}."
     if teacher.get("revision") == model_revision(student.model_dir):
-        return _read_prompt(config.data_file, manifest)
-    if not all(example.top_ids is not None for example in examples):
-        return (
-            f"{teacher.get('model')} answered, another model than {config.student_model}, and its soft labels were not "
+        return "base", ""
+    if not has_labels:
+        return None, (
+            f"{teacher.get('model')} answers, another model than {config.student_model}, and its soft labels are not "
             "recorded (create_data.top_logprobs)."
         )
     if config.kl_temperature != 1.0:
-        return f"kl_temperature is {config.kl_temperature}, and soft labels are recorded at 1."
-    return None
+        return None, f"kl_temperature is {config.kl_temperature}, and soft labels are recorded at 1."
+    return "labels", ""
 
 
 def _read_prompt(data_file: str, manifest: Manifest) -> Prompt | str:

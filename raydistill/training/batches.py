@@ -99,12 +99,12 @@ class Lesson(Laid):
     Attributes:
         behind_T: whether the token's row stands behind the shared prefix; a generic one does not.
         taught_M: indices among the student's N positions; keep_N are the teacher's for them. Empty in a filler.
-        generic_M: whether the position is of a generic row.
+        rows: those that it is about.
     """
 
     behind_T: list[bool]
     taught_M: list[int]
-    generic_M: list[bool]
+    rows: tuple[EncodedRow, ...]
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def pack(rows: Sequence[EncodedRow], scored: bool = True, needs_lesson: bool = F
         laid.rows_T,
         laid.keep_N,
         targets_N=[token for row in rows for token in row.response_tokens] if scored else [],
-        lesson=_make_lesson(rows, places, needs_lesson),
+        lesson=_find_lesson(rows, places, needs_lesson),
         recorded=_collect_recorded(rows, places),
     )
 
@@ -245,21 +245,26 @@ def _places(rows: Sequence[EncodedRow]) -> list[list[int]]:
     return places
 
 
-def _make_lesson(rows: Sequence[EncodedRow], places: list[list[int]], needs_lesson: bool) -> Lesson | None:
-    taught = [(row, own) for row, own in zip(rows, places, strict=True) if row.teacher_tokens is not None]
-    if not taught:
-        # ZeRO-3's passes are collective: a worker whose rows have no teacher takes part with one token.
-        return Lesson(rows[0].prompt_tokens[:1], [0], [0], [0], [False], [], []) if needs_lesson else None
-    laid = _lay([(row.teacher_tokens or [], row.response_tokens[:-1], row.response_tokens[-1:]) for row, _ in taught])
+def make_lesson(rows: Sequence[EncodedRow], taught_M: list[int]) -> Lesson:
+    """Return the teacher's pass over rows that all have teacher_tokens."""
+    laid = _lay([(row.teacher_tokens or [], row.response_tokens[:-1], row.response_tokens[-1:]) for row in rows])
     return Lesson(
         laid.tokens_T,
         laid.positions_T,
         laid.rows_T,
         laid.keep_N,
-        behind_T=[not taught[index][0].is_generic for index in laid.rows_T],
-        taught_M=[place for _, own in taught for place in own],
-        generic_M=[row.is_generic for row, own in taught for _ in own],
+        behind_T=[not rows[index].is_generic for index in laid.rows_T],
+        taught_M=taught_M,
+        rows=tuple(rows),
     )
+
+
+def _find_lesson(rows: Sequence[EncodedRow], places: list[list[int]], needs_lesson: bool) -> Lesson | None:
+    taught = [(row, own) for row, own in zip(rows, places, strict=True) if row.teacher_tokens is not None]
+    if taught:
+        return make_lesson([row for row, _ in taught], [place for _, own in taught for place in own])
+    # ZeRO-3's passes are collective: a worker whose rows have no teacher takes part with one token.
+    return Lesson(rows[0].prompt_tokens[:1], [0], [0], [0], [False], [], ()) if needs_lesson else None
 
 
 def _collect_recorded(rows: Sequence[EncodedRow], places: list[list[int]]) -> Recorded | None:

@@ -38,7 +38,7 @@ from raydistill.training.saved import (
     publish_checkpoint,
 )
 from raydistill.training.steps import Setting, apply_step, backward_step, idle_step, validate
-from raydistill.training.teacher import check_teacher, open_prefix
+from raydistill.training.teacher import Memory, check_teacher, open_prefix
 from raydistill.training.usage import FLOPS_A_PARAMETER_AND_TOKEN, count_parameters, memory_mib, peak_flops
 from raydistill.training.zero import clip_gradients, gradient_norm, start_engine
 
@@ -137,7 +137,8 @@ class _Run:
         if taught:
             prefix = open_prefix(self._engine, job.teacher_prefix, job.dtype, setting.device)
             check_teacher(self._engine, taught[: job.engine.micro_batch_size], job.teacher_prefix, prefix, job.dtype)
-            self._setting = dataclasses.replace(setting, prefix=prefix)
+            memory = Memory() if job.engine.zero_stage < 3 else None
+            self._setting = dataclasses.replace(setting, prefix=prefix, memory=memory)
 
     def _make_engine(self, model: Any) -> Any:
         engine, on_gpu = self._job.engine, self._setting.device.type == "cuda"

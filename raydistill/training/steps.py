@@ -14,7 +14,7 @@ from raydistill.training.head import Head, open_head
 from raydistill.training.job import Objective
 from raydistill.training.losses import chunked_sums, scale_to_step, score_recorded, score_teacher, score_tokens
 from raydistill.training.model import Prefix, forward_hidden
-from raydistill.training.teacher import teacher_hidden
+from raydistill.training.teacher import Memory, teacher_hidden
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Setting:
         micro_batch_size: rows that are packed together at most; None for what fits.
         objective: what is minimised where a teacher is known.
         prefix: what stands before the teacher's rows; see `teacher.open_prefix`.
+        memory: what the teacher said already; None where every pass must be made, because they are collective.
     """
 
     rank: int
@@ -38,6 +39,7 @@ class Setting:
     micro_batch_size: int | None = None
     objective: Objective = Objective()
     prefix: Prefix | None = None
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def _sums(engine: Any, packed: Packed, setting: Setting) -> torch.Tensor:
     """Return the sums [3] of loss, KL and cross-entropy over a pack's completion tokens; the first has gradients."""
     teacher_MH = None
     if packed.lesson is not None:
-        teacher_MH = teacher_hidden(engine, packed.lesson, setting.prefix, setting.dtype, setting.device)
+        ask = setting.memory.recall if setting.memory is not None else teacher_hidden
+        teacher_MH = ask(engine, packed.lesson, setting.prefix, setting.dtype, setting.device)
     hidden_NH = forward_hidden(engine, packed, setting.dtype, setting.device)
     with open_head(engine) as head:  # collective under ZeRO-3, so for fillers too
         return _scored(hidden_NH, packed, teacher_MH, head, setting.objective)
@@ -89,9 +92,11 @@ def _scored(
     taught_R = packed.recorded.taught_R if packed.recorded else []
     if packed.lesson and taught_M:
         assert teacher_MH is not None
-        weight_M = torch.tensor([1.0 if free else objective.kl_weight for free in packed.lesson.generic_M])
+        weights = [
+            1.0 if row.is_generic else objective.kl_weight for row in packed.lesson.rows for _ in row.response_tokens
+        ]
         part, tokens = _take(hidden_NH, targets_N, taught_M)
-        score = score_teacher(tokens, teacher_MH, head, weight_M.to(device), objective.kl_temperature)
+        score = score_teacher(tokens, teacher_MH, head, torch.tensor(weights, device=device), objective.kl_temperature)
         sums = sums + chunked_sums(part, head, score)
     if packed.recorded and taught_R:
         part, tokens = _take(hidden_NH, targets_N, taught_R)

@@ -134,7 +134,7 @@ def test_soft_labels_are_the_teacher_where_another_model_with_the_same_tokenizer
     assert all(np.array_equal(a.top_logprobs, b.top_logprobs) for a, b in zip(train_rows, rows.train, strict=True))
     _is_cross_entropy(caplog, "kl_temperature is 2.0", labelled, model_dir, kl_temperature=2.0)
     unlabelled = _write_dataset(tmp_path / "unlabelled", model_dir, PROMPTS[0], revision="another")
-    _is_cross_entropy(caplog, "teachers/own answered, another model than", unlabelled, model_dir)
+    _is_cross_entropy(caplog, "teachers/own answers, another model than", unlabelled, model_dir)
     student_dir = make_tiny_model(tmp_path / "student", seed=1)
     make_tiny_tokenizer(student_dir, vocab_size=300)
     _is_cross_entropy(caplog, "the teacher, teachers/own, has another tokenizer", labelled, student_dir)

@@ -13,7 +13,7 @@ from raydistill.training.batches import EncodedRow, micro_batches, pack
 from raydistill.training.head import open_head
 from raydistill.training.model import Prefix, checkpoint_activations, forward_hidden, forward_packed
 from raydistill.training.steps import Setting, _sums
-from raydistill.training.teacher import check_teacher, open_prefix, teacher_hidden
+from raydistill.training.teacher import Memory, check_teacher, open_prefix, teacher_hidden
 from tests.training.workers import PREFIX, make_student, make_taught_rows
 
 CPU = torch.device("cpu")
@@ -79,6 +79,27 @@ def test_kl_of_a_pack_is_what_scoring_finds(model):
     expected = sum(float(row.sum()) for row in kl_per_token(target, {"student": student}, responses)["student"])
     assert sums[0].item() == sums[1].item() == pytest.approx(expected, rel=1e-5)
     assert expected > 10
+
+
+@pytest.mark.parametrize(("room", "passes"), [(10**9, [5, 0, 3, 0]), (0, [5, 5, 5, 5]), (9_000, [5, 3, 4, 3])])
+def test_teacher_is_asked_once_for_a_row_as_long_as_there_is_room(model, monkeypatch, room, passes):
+    """Two packs of five rows that share two, each twice: how many rows each pass is over."""
+    asked = []
+
+    def count(model, lesson, *rest):
+        asked.append(len(lesson.rows))
+        return teacher_hidden(model, lesson, *rest)
+
+    monkeypatch.setattr("raydistill.training.teacher.teacher_hidden", count)
+    prefix, memory = open_prefix(model, PREFIX, "float32", CPU), Memory(room)
+    for rows, expected in zip([ROWS[:5], ROWS[:5], ROWS[3:], ROWS[3:]], passes, strict=True):
+        asked.clear()
+        lesson = pack(rows).lesson
+        found = memory.recall(model, lesson, prefix, "float32", CPU)
+        assert sum(asked) == expected and len(asked) == (expected > 0)
+        torch.testing.assert_close(found, teacher_hidden(model, lesson, prefix, "float32", CPU), atol=1e-4, rtol=1e-4)
+    asked.clear()
+    assert memory.recall(model, pack(ROWS[:1], scored=False).lesson, prefix, "float32", CPU) is None and not asked
 
 
 def test_every_worker_makes_equally_many_passes_of_the_teacher(model):

@@ -153,12 +153,14 @@ def _teach(rank: int, num_workers: int, model_dir: str, stage: int, folder: Path
     from deepspeed.utils import safe_get_full_grad
 
     from raydistill.training.steps import backward_step, validate
-    from raydistill.training.teacher import open_prefix
+    from raydistill.training.teacher import Memory, open_prefix
     from raydistill.training.zero import start_engine
 
     engine = start_engine(make_student(model_dir), stage, RATE, on_gpu=False)
     setting = dataclasses.replace(_setting(rank, num_workers), objective=OBJECTIVE)
-    setting = dataclasses.replace(setting, prefix=open_prefix(engine, PREFIX, "float32", setting.device))
+    memory = Memory() if stage < 3 else None  # as the loop has it: the step uses what the validation has seen
+    prefix = open_prefix(engine, PREFIX, "float32", setting.device)
+    setting = dataclasses.replace(setting, prefix=prefix, memory=memory)
     before = validate(engine, make_taught_rows(), 5, setting)
     means = backward_step(engine, make_taught_rows(), setting)
     trained = [(name, value) for name, value in engine.module.named_parameters() if value.requires_grad]
