@@ -17,7 +17,7 @@ Row = tuple[list[int], Any]  # prompt's tokens, adapter or None
 def open_engine(model_dir: str, config: EngineConfig, lora: bool, **changes: Any) -> Iterator[Any]:
     """Give vLLM's LLM with the arguments of our replicas; its process ends with the block."""
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    os.environ.setdefault("OMP_NUM_THREADS", str(config.omp_threads))
+    os.environ["OMP_NUM_THREADS"] = str(config.omp_threads)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
