@@ -65,6 +65,7 @@ def connect(config: ClusterConfig) -> None:
     # And it starts one for each, at once, which none of our tasks can use: they have a runtime environment.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     ray.init(
+        address="local",  # without it Ray takes whichever cluster was started on this machine last
         num_cpus=config.num_cpus,
         object_store_memory=config.object_store_mib * 2**20,
         include_dashboard=False,

@@ -48,7 +48,9 @@ def show_versions(document: Document) -> None:
         if entry["state"] != "published":
             table.add_row(entry["version"], names, "", "", "", "", "", entry["state"])
             continue
-        loss = entry["metrics"].get("validation/loss_nats", entry["metrics"].get("train/loss_nats", ""))
+        metrics = entry["metrics"]
+        losses = (metrics.get("validation_loss_nats"), metrics.get("train_loss_nats"), "")
+        loss = next(loss for loss in losses if loss is not None)
         table.add_row(
             entry["version"],
             names,

@@ -70,5 +70,9 @@ class TrainingError(RaydistillError, RuntimeError):
     """Training cannot go on: a NaN loss, too few rows, an unusable checkpoint."""
 
 
+class DivergenceError(TrainingError):
+    """A loss or a gradient is no finite number any more: the same steps would end there again."""
+
+
 # What a command ends with status 2 for: its input is wrong. Any other failure is status 1.
 BAD_INPUT = (ConfigError, NotFoundError, DatasetError, CapacityError, ConflictError)

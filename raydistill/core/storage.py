@@ -18,6 +18,7 @@ from typing import Any
 from raydistill.core.errors import ConflictError, NotFoundError, StorageError, VerificationError
 from raydistill.core.s3 import client as _s3
 from raydistill.core.s3 import errors as _s3_errors
+from raydistill.core.s3 import read_object
 from raydistill.core.uris import is_remote
 
 ABSENT = ""  # as `if_match`: the object must not exist yet
@@ -45,11 +46,19 @@ def read(uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
     """
     if is_remote(uri):
         bucket, key = split_s3(uri)
-        with _s3_errors(uri):
+
+        def get() -> Any:
             answer = _s3().get_object(Bucket=bucket, Key=key)
-            with contextlib.closing(answer["Body"]) as body:
+            try:
                 _check_size(uri, answer["ContentLength"], max_bytes)
-                return body.read(), answer["ETag"].strip('"')
+            except VerificationError:
+                answer["Body"].close()
+                raise
+            return answer
+
+        with _s3_errors(uri):
+            data, answer = read_object(get)
+            return data, answer["ETag"].strip('"')
     try:
         with Path(uri).open("rb") as file:
             _check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)

@@ -46,11 +46,15 @@ class TokenServer(LLMServer):
         engine: Any = self.engine
         await engine.start()
 
-    async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
+    async def generate(self, rows: list[TokenRequest], after: str | None = None) -> list[TokenResult]:
         """Return one result for each row.
 
         A row that the engine refuses (too long, bad parameters, unknown model) comes back with
         `finish_reason="error"` and the reason; the others are not touched by it.
+
+        Args:
+            rows: what to answer.
+            after: the id of a request for the same rows that failed; for the router, see raydistill.teacher.routing.
 
         Raises:
             EngineLostError: the engine is gone; the replica will be replaced, ask again.

@@ -212,7 +212,7 @@ def test_versions_are_swapped_and_bad_ones_refused_under_way(world):
     wrong = publish_scaled(world, 1.3)
     record = Path(uri) / wrong.label / "version.json"
     probe = [
-        dataclasses.replace(point, adapter=point.base - (point.adapter - point.base) - 3)
+        dataclasses.replace(point, adapter=min(-0.1, point.base - (point.adapter - point.base) - 3))
         for point in version_from_json(record.read_bytes()).probe
     ]
     storage.write_bytes(str(record), _with_probe(record.read_bytes(), probe))

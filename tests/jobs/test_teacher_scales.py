@@ -19,10 +19,11 @@ from tests.jobs.create_data_desk import Desk
 from tests.teacher.hash_teacher import HashTeacher
 
 PLACES, MAX_REPLICAS, DELAY_SECONDS = 4, 3, 0.5
+ALONE_SECONDS = 2.0  # more for each row until two replicas have been up at once, so that the job does not end before
 
 
 class Observed(HashTeacher.func_or_class):  # pyright: ignore[reportGeneralTypeIssues] - the class below the deployment
-    """The hash teacher, which writes down when a row comes and when it goes, and answers when it has been two."""
+    """The hash teacher, which writes down when a row comes and when it goes, and is slow while it is one."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -32,8 +33,8 @@ class Observed(HashTeacher.func_or_class):  # pyright: ignore[reportGeneralTypeI
 
     async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
         self._note("+", len(rows))
-        while not self._were_two():
-            await asyncio.sleep(0.1)
+        if not self._were_two():
+            await asyncio.sleep(ALONE_SECONDS)
         answers = await super().generate(rows)
         self._note("-", len(rows))
         return answers
@@ -72,7 +73,9 @@ def teacher(cluster, model_dir, tmp_path):
     options = {"num_cpus": 1}
     deployment = serve.deployment(Observed, name="engine", autoscaling_config=scaling, ray_actor_options=options)  # pyright: ignore[reportCallIssue]
     app = deployment.options(max_ongoing_requests=256).bind(model_dir, str(tmp_path / "asked"), DELAY_SECONDS)
-    yield serve.run(app, name="scales", route_prefix=None)
+    handle = serve.run(app, name="scales", route_prefix=None)
+    yield handle
+    handle.shutdown()  # it would report to a controller that is gone
     serve.delete("scales")
 
 
