@@ -198,7 +198,7 @@ async def kill_engine_under_load(world):
     assert status["replicas"][0]["replica"] != old and status["aliases"]["tiny/final"] == exact
     codes = [answer.status_code for answer in answers]
     assert set(codes) <= {200, 503}, "an unknown name or the base model would be wrong"
-    assert codes[-1] == 200 and codes.count(200) > codes.count(503)
+    assert codes[-1] == 200 and codes.count(200) > 10
     for answer in answers:
         if answer.status_code == 200:
             assert answer.headers[HEADER] == exact
