@@ -38,9 +38,16 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--solo", type=int, default=10, help="rows that are asked alone")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--threads", type=int, default=2, help="of the engine; as many as there are idle cores")
     arguments = parser.parse_args()
     config = EngineConfig.model_validate(
-        {"kv_cache_gib": 0.5, "max_lora_rank": arguments.rank, "max_loras": NUM_ADAPTERS, "dtype": arguments.dtype}
+        {
+            "kv_cache_gib": 0.5,
+            "max_lora_rank": arguments.rank,
+            "max_loras": NUM_ADAPTERS,
+            "dtype": arguments.dtype,
+            "omp_threads": arguments.threads,
+        }
     )
     model_dir = resolve_model(MODEL)
     with (

@@ -13,6 +13,8 @@ share of the adapter's own shift: the rule lets a quarter pass. Unverifiable ver
 """
 
 import argparse
+import copy
+import functools
 import json
 import random
 import shutil
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from raydistill.core.records import ProbePoint
 from raydistill.registry.probe import probe_passes, probe_shift
@@ -63,6 +66,15 @@ def main() -> None:
 
 def measure(folder: Path, num_adapters: int) -> list[dict[str, Any]]:
     """Return one entry for each adapter, dtype and kind of what was served instead of it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the model is tiny: two take five times as long
+    try:
+        return _measure(folder, num_adapters)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(folder: Path, num_adapters: int) -> list[dict[str, Any]]:
     model_dir = make_tiny_model(folder / "base")
     trained = [train_adapter(model_dir, folder / f"adapter{number}", number) for number in range(num_adapters)]
     results = []
@@ -113,12 +125,9 @@ def train_adapter(model_dir: str, folder: Path, seed: int) -> Trained:
 def _train(
     model_dir: str, folder: Path, rows: list[tuple[list[int], list[int]]], seed: int, steps: int, lr: float
 ) -> None:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        base = copy_base(model_dir, torch.float32)
         model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"))
         optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=lr)
         tokens_BT = torch.tensor([prompt + response for prompt, response in rows])
@@ -129,6 +138,16 @@ def _train(
             model(input_ids=tokens_BT, labels=labels_BT).loss.backward()
             optimizer.step()
     model.save_pretrained(str(folder), safe_serialization=True)
+
+
+@functools.cache
+def _load_base(model_dir: str, dtype: torch.dtype) -> Any:
+    return load_model(model_dir, None, dtype)
+
+
+def copy_base(model_dir: str, dtype: torch.dtype) -> Any:
+    """Return a base model that may be changed; loading it each time would be most of the work."""
+    return copy.deepcopy(_load_base(model_dir, dtype))
 
 
 def keep_first_layer(folder: Path, target: Path) -> Path:
@@ -147,7 +166,9 @@ def keep_first_layer(folder: Path, target: Path) -> Path:
 
 def serve(model_dir: str, adapter: Path | None, probe: list[ProbePoint], dtype: torch.dtype) -> list[float]:
     """Return each probe point's log-probability as an engine of this dtype answers it: the logits in its dtype."""
-    model = load_model(model_dir, adapter, dtype)
+    model = copy_base(model_dir, dtype)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True).to(dtype).eval()
     return [float(plain_logprobs(model, point.prefix, [point.token])[0, point.token]) for point in probe]
 
 

@@ -47,9 +47,12 @@ def main() -> None:
     parser.add_argument(
         "--prices", type=float, nargs=3, default=[1.0, 0.1, 4.0], help="of 1e6 prompt, cached and completion tokens"
     )
+    parser.add_argument("--threads", type=int, default=2, help="of the engine; as many as there are idle cores")
     arguments = parser.parse_args()
     model_dir = resolve_model(MODEL)
-    config = EngineConfig.model_validate({"kv_cache_gib": 1.0, "max_lora_rank": RANK, "max_loras": 1})
+    config = EngineConfig.model_validate(
+        {"kv_cache_gib": 1.0, "max_lora_rank": RANK, "max_loras": 1, "omp_threads": arguments.threads}
+    )
     texts = Texts(model_dir)
     turns: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-prompt-free-") as name:

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=10.0, help="seconds between promotions")
     parser.add_argument("--undisturbed", type=float, default=60.0, help="seconds of the first phase")
     parser.add_argument("--poll-seconds", type=float, default=2.0)
+    parser.add_argument("--threads", type=int, default=2, help="of the engine; as many as there are idle cores")
     arguments = parser.parse_args()
     cluster = ClusterConfig.model_validate({"http_port": free_port()})
     with tempfile.TemporaryDirectory(prefix="bench-swap-") as name:
@@ -58,7 +59,9 @@ def main() -> None:
             from raydistill.serving import app
 
             url = start_http(cluster)
-            engine = EngineConfig.model_validate({"kv_cache_gib": 0.5, "max_lora_rank": RANK, "max_loras": 2})
+            engine = EngineConfig.model_validate(
+                {"kv_cache_gib": 0.5, "max_lora_rank": RANK, "max_loras": 2, "omp_threads": arguments.threads}
+            )
             app.start(MODEL, name, engine, arguments.poll_seconds)
             result = asyncio.run(Bench(url, f"{name}/models/triage", arguments).run(versions))
         finally:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydistill.engine.args import vllm_args
 from raydistill.engine.config import EngineConfig
 
 Row = tuple[list[int], Any]  # prompt's tokens, adapter or None
@@ -17,9 +16,11 @@ Row = tuple[list[int], Any]  # prompt's tokens, adapter or None
 def open_engine(model_dir: str, config: EngineConfig, lora: bool, **changes: Any) -> Iterator[Any]:
     """Give vLLM's LLM with the arguments of our replicas; its process ends with the block."""
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    os.environ.setdefault("OMP_NUM_THREADS", str(config.omp_threads))
+    os.environ["OMP_NUM_THREADS"] = str(config.omp_threads)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
+
+    from raydistill.engine.args import vllm_args
 
     llm = LLM(model_dir, **(vllm_args(config, on_gpu=False, lora=lora) | {"disable_log_stats": False} | changes))
     try:

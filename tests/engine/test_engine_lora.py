@@ -32,7 +32,7 @@ def engine(model_dir, tmp_path_factory):
     ]
     bases = [AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32) for _ in folders]
     peft = [PeftModel.from_pretrained(*pair).eval() for pair in zip(bases, folders, strict=True)]
-    config = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=16, max_loras=1, max_lora_rank=8)
+    config = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=16, max_loras=2, max_lora_rank=8)
     args = vllm_args(config, on_gpu=False, lora=True) | {
         "max_loras": 3,  # three adapters, three slots: none to spare
         "max_num_batched_tokens": 128,  # longer prompts are cut in chunks

@@ -2,7 +2,7 @@
 
 from tests.bench.bench_probe import RIGHT, measure
 
-ADAPTERS = 8
+ADAPTERS = 6
 
 
 def test_the_probe_lets_the_right_adapter_pass_in_both_dtypes_and_no_other(tmp_path):
