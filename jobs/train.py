@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import task
 from jobs.places import Place, find_model, model_places
 from jobs.runtime import ClusterConfig, connect, disconnect, require, require_nodes, require_shared, run_main
+from jobs.saved_tokens import count_saved_tokens
 from raydistill.core import storage
 from raydistill.core.errors import DatasetError
 from raydistill.core.models import model_revision, read_model_config
@@ -229,6 +230,7 @@ def _publish(config: TrainConfig, student: Student, rows: Rows, result: "FitResu
             prompt_digest=rows.manifest.prompt_digest if rows.manifest else "",
             metrics={
                 **result.metrics,
+                **count_saved_tokens(config.data_file, rows.manifest, config.renderer, student.tokenizer),
                 "run_id": run_id,
                 "log_path": config.log_path,
                 "rows": {"train": len(rows.train), "validation": len(rows.validation), "too_long": rows.too_long},

@@ -99,6 +99,7 @@ def test_every_answer_is_counted_by_alias_and_version_and_logged_with_its_id(wor
         ("requests_total", "stop"),
         ("requests_total", "aborted"),
         ("prompt_tokens_total", ""),
+        ("prompt_tokens_saved_total", ""),
         ("completion_tokens_total", ""),
         ("request_seconds_count", ""),
         ("first_token_seconds_count", ""),
