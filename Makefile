@@ -45,11 +45,14 @@ serve: setup  ## serve the result in the foreground
 	$(BIN)/python -m jobs.serve $(TASK)
 
 test: setup  ## unit tests and one end-to-end test over the real parts
-	$(LOCK) $(BIN)/python -m pytest tests
+	$(LOCK) $(BIN)/python -m pytest tests -n 2 --dist loadgroup
 
-soak: setup  ## hours: SEEDS runs of create_data in which everything dies once, and hundreds of wrong versions
+soak: setup  ## hours: SEEDS runs of create_data in which everything dies once, hundreds of wrong versions and of swaps
 	$(LOCK) $(BIN)/python -m tests.chaos.soak --seeds $(SEEDS)
 	RAYDISTILL_MUTANTS=820 $(BIN)/python -m pytest tests/registry/test_mutants.py
+	RAYDISTILL_SWAP_SEEDS=100 $(BIN)/python -m pytest tests/serving/test_swaps.py
+	RAYDISTILL_MIXED_BATCHES=1000 $(LOCK) $(BIN)/python -m pytest tests/engine/test_engine_lora.py
+	RAYDISTILL_SWAPS=100 $(LOCK) $(BIN)/python -m pytest tests/jobs/test_swaps_under_load.py
 
 lint: $(VENV)/.installed  ## ruff, ruff format, pyright
 	$(BIN)/ruff check .

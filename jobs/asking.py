@@ -80,7 +80,7 @@ def ask_missing(asker: Asker, work: Work) -> None:
         with without_bars():
             ask_rows([*sorted(desk.first), *names], desk, num_actors).materialize()
 
-    Watch(asker, tally, first).follow(start_thread(ask), _stall_seconds(config))
+    Watch(asker, tally, first, [*desk.first, *names]).follow(start_thread(ask), _stall_seconds(config))
     clear_requests(folder)
 
 
@@ -110,7 +110,7 @@ def _write_requests(asker: Asker, work: Work, num_actors: int) -> tuple[First | 
         return None, names
     first_names = write_requests(held, -(-len(held) // num_actors), folder)
     rules = work.writer.rules
-    return First(work.first_ids, frozenset(first_names), len(held), asker.config.smoke_min_kept, rules), names
+    return First(work.first_ids, frozenset(first_names), asker.config.smoke_min_kept, rules), names
 
 
 def clear_requests(folder: str) -> None:

@@ -6,20 +6,22 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 
 from jobs.data_config import CreateDataConfig
 from jobs.places import find_model
 from raydistill.core import storage
-from raydistill.core.answers import Commit, answers_from_table
+from raydistill.core.answers import Commit
 from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.models import model_revision
 from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import Prompt, load_prompt
-from raydistill.core.records import Answer, Drop, Manifest, Query, digest
+from raydistill.core.records import Drop, Manifest, Query, digest
 from raydistill.core.uris import absolute, join
 from raydistill.dataset.judge import Rubric, compile_rubric
 from raydistill.dataset.keep import Origin, keep_table
@@ -28,7 +30,7 @@ from raydistill.dataset.ledger import find_unnamed, read_marks
 from raydistill.dataset.pick import pick_rows
 from raydistill.dataset.read import read_manifest
 from raydistill.dataset.rules import Rules, compile_rules
-from raydistill.dataset.sieve import read_judge
+from raydistill.dataset.sieve import open_judge
 from raydistill.dataset.write import check_output
 from raydistill.engine.config import EngineConfig
 from raydistill.queries.index import QueryIndex, scan_queries
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
     from raydistill.renderers import Renderer
 
+pc: Any = pyarrow.compute
 EXPANDED = "expanded.jsonl"  # in a dataset's folder: the queries that the teacher wrote
 
 Found = TypeVar("Found")
@@ -251,18 +254,27 @@ def is_answered(plan: Plan, retry_failed: bool) -> bool:
     """Return whether there is nothing to ask, the judge included."""
     if plan.num_short or (standing := read_standing(plan, retry_failed)).num_missing:
         return False
-    return plan.rubric is None or not any(True for _ in find_unjudged(plan, plan.rubric, standing))
+    return plan.rubric is None or not any(True for _ in find_unjudged(plan, plan.rubric, standing, retry_failed))
 
 
-def find_unjudged(plan: Plan, rubric: Rubric, standing: Standing) -> Iterator[Answer]:
-    """Yield the answers that the rules keep and of which a judge has said nothing by this rubric."""
+def find_unjudged(plan: Plan, rubric: Rubric, standing: Standing, retry_failed: bool) -> Iterator[pa.Table]:
+    """Yield tables of the answers that the rules keep and of which a judge has said nothing by this rubric.
+
+    Args:
+        plan: whose answers.
+        rubric: by which they are judged.
+        standing: of the ledger.
+        retry_failed: whether a judge's reply that did not come is to be asked for again.
+    """
     origin = Origin.of(plan.draft)
-    judged = read_judge(plan.folder, rubric, origin)
+    judge = open_judge(plan.folder, rubric, origin)
     shards = [*standing.manifest.answers, *(commit.shard for commit in standing.unnamed)]
     rules = dataclasses.replace(plan.rules, threshold=None)
-    for answers in pick_rows(plan.folder, shards, np.sort(plan.choice.row_ids())):
-        kept = set(keep_table(answers, origin, rules)[0]["id"].to_pylist())
-        yield from (answer for answer in answers_from_table(answers) if answer.id in kept and answer.id not in judged)
+    for answers in pick_rows(plan.folder, shards, plan.choice.row_ids()):
+        kept = keep_table(answers, origin, rules)[0]["id"]
+        unjudged = judge.find_unjudged(answers.filter(pc.is_in(answers["id"], kept.combine_chunks())), retry_failed)
+        if unjudged.num_rows:
+            yield unjudged
 
 
 def check_length(plan: Plan, config: CreateDataConfig, engine: EngineConfig) -> None:

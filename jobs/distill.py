@@ -29,6 +29,7 @@ from jobs.runtime import (
     start_http,
 )
 from jobs.serve import StudentTable, start_student, stop_student, wait_for_version
+from jobs.teaching import check_loss
 from raydistill.client.service import ServiceClient
 from raydistill.core.errors import ConfigError
 from raydistill.core.preflight import check_storage
@@ -155,8 +156,9 @@ def _check_input(settings: Settings) -> Queries:
         return (query for query in iter_queries(task_config.queries) if is_held_out(query) == held_out)
 
     queries = Queries(given=lambda: iter_side(False), apart=lambda: iter_side(True))
-    data_plan.make_plan(settings.create_data, queries)
-    train.check_model(settings.train)
+    plan = data_plan.make_plan(settings.create_data, queries)
+    student = train.check_model(settings.train)
+    check_loss(settings.train, student, plan.draft.teacher, settings.create_data.top_logprobs is not None)
     return queries
 
 
@@ -171,13 +173,13 @@ def _list_places(settings: Settings) -> list[Place]:
 def _logical_cpus(settings: Settings) -> int:
     """Return the CPUs that the largest stage holds: an engine's replica 2, an ingress 1, actors and workers 1 each."""
     teacher = create_data.logical_cpus(settings.create_data, settings.teacher)
-    training = settings.train.num_workers + 1
+    training = settings.train.min_workers + 1
     return max(teacher, training, 2 * settings.student.max_replicas + 1)
 
 
 def _count_gpus(settings: Settings) -> int:
     """Return the GPUs that the largest stage holds; training takes those that there are, unless it is told to."""
-    training = settings.train.num_workers if settings.train.use_gpu else 0
+    training = settings.train.min_workers if settings.train.use_gpu else 0
     student = 0 if settings.student.url else settings.student.count_gpus()
     return max(settings.teacher.count_gpus(), training, student)
 

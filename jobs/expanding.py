@@ -9,7 +9,7 @@ from jobs.data_plan import EXPANDED, Plan, Queries, Teacher
 from raydistill.core import storage
 from raydistill.core.answers import row_seed
 from raydistill.core.errors import NotFoundError
-from raydistill.core.patience import patiently
+from raydistill.core.patience import replace_patiently
 from raydistill.core.records import TokenRequest
 from raydistill.core.uris import join
 from raydistill.queries.expand import Expansion, Reply, expand_queries, query_to_line
@@ -48,7 +48,7 @@ def write_queries(plan: Plan, config: CreateDataConfig, teacher: Teacher, querie
 
     for found in expand_queries(expansion, written, len(written) + plan.num_short, ask, queries.apart()):
         data += "".join(map(query_to_line, found.kept)).encode()
-        etag = patiently(lambda data=data, etag=etag: storage.write_bytes(uri, data, if_match=etag))
+        etag = replace_patiently(uri, data, etag)
         logger.info("queries: round %d brought %d new ones; %s", found.index, len(found.kept), found.rejected or "")
 
 

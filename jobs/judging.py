@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
+
+import pyarrow as pa
 
 from jobs.asking import Work, ask_missing
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Plan, Teacher, find_unjudged, read_standing
 from jobs.progress import show_asking
 from jobs.watching import Asker
+from raydistill.core.answers import answers_from_table
 from raydistill.core.errors import NotFoundError
 from raydistill.core.idset import pack_ids
 from raydistill.core.prompts import Prompt
@@ -23,13 +27,18 @@ NO_PROMPT = Prompt("messages", [])
 
 
 def judge_answers(plan: Plan, rubric: Rubric, config: CreateDataConfig, teacher: Teacher) -> None:
-    """Ask the judge for every answer that the rules keep and that it has not graded yet.
+    """Ask the judge for every answer that the rules keep and that it has not graded yet; the answers stream by.
 
     Raises:
         ServiceError, BudgetError: as asking does; what was judged until then stays.
     """
-    answers = list(find_unjudged(plan, rubric, read_standing(plan, retry_failed=False)))
-    if not answers:
+    standing = read_standing(plan, retry_failed=False)
+
+    def find() -> Iterator[pa.Table]:
+        return find_unjudged(plan, rubric, standing, config.retry_failed)
+
+    num_rows = sum(table.num_rows for table in find())
+    if not num_rows:
         return
     rows = (
         {
@@ -38,12 +47,13 @@ def judge_answers(plan: Plan, rubric: Rubric, config: CreateDataConfig, teacher:
             "sample_index": 0,
             "messages": json.dumps(judge_messages(plan.prompt, answer, rubric), ensure_ascii=False),
         }
-        for answer in answers
+        for table in find()
+        for answer in answers_from_table(table)
     )
     place = join(plan.folder, JUDGEMENTS)
-    ledger = _open(place, plan, len(answers))
+    ledger = _open(place, plan, num_rows)
     origin = Origin.of(plan.draft)
-    work = Work(NO_PROMPT, plan.renderer, rows, len(answers), LedgerWriter(place, origin), pack_ids([]))
+    work = Work(NO_PROMPT, plan.renderer, rows, num_rows, LedgerWriter(place, origin), pack_ids([]))
     asking = {
         "temperature": rubric.temperature,
         "top_p": 1.0,
@@ -53,7 +63,7 @@ def judge_answers(plan: Plan, rubric: Rubric, config: CreateDataConfig, teacher:
         "answer_turns": "last",
         "max_cost": None,  # the answers are paid for: without their grades they would be worth nothing
     }
-    with show_asking(len(answers), config.cost if config.prices else None) as progress:
+    with show_asking(num_rows, config.cost if config.prices else None) as progress:
         ask_missing(Asker(config.model_copy(update=asking), teacher, ledger, progress), work)
 
 

@@ -1,10 +1,11 @@
-"""One line for what is going on: how long a stage took, or how far asking is."""
+"""One line for what is going on: how long a stage took, or how far asking or training is."""
 
 import contextlib
 import datetime
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -13,6 +14,7 @@ from rich.text import Text
 from raydistill.core.records import Manifest
 
 LOG_SECONDS = 30.0
+TrainingProgress = Callable[[int, int, dict[str, Any]], None]  # (steps done, steps in all, newest metrics)
 logger = logging.getLogger(__name__)
 
 
@@ -24,6 +26,27 @@ def show_stage(what: str) -> Iterator[None]:
     with console.status(what):
         yield
     console.print(f"{what}: {time.monotonic() - start:.0f} s")
+
+
+@contextlib.contextmanager
+def show_training(on_progress: TrainingProgress | None) -> Iterator[TrainingProgress]:
+    """Give the caller's progress function, or one that moves a bar on the terminal."""
+    if on_progress is not None:
+        yield on_progress
+        return
+    from rich.progress import Progress as Bar
+
+    with Bar() as bar:
+        bar_task = bar.add_task("training", total=None)
+
+        def report(done: int, total: int, line: dict[str, Any]) -> None:
+            loss = line.get("train/loss_nats")
+            held_out = line.get("validation/loss_nats")
+            text = "training" if loss is None else f"training, {loss:.3f} nats"
+            text += "" if held_out is None else f", held out {held_out:.3f}"
+            bar.update(bar_task, completed=done, total=total, description=text)
+
+        yield report
 
 
 @contextlib.contextmanager

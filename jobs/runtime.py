@@ -65,6 +65,7 @@ def connect(config: ClusterConfig) -> None:
     # And it starts one for each, at once, which none of our tasks can use: they have a runtime environment.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     ray.init(
+        address="local",  # without it Ray takes whichever cluster was started on this machine last
         num_cpus=config.num_cpus,
         object_store_memory=config.object_store_mib * 2**20,
         include_dashboard=False,
@@ -110,7 +111,9 @@ def start_http(config: ClusterConfig) -> str:
     from ray import serve
     from ray.serve.context import _get_global_client
 
-    serve.start(http_options={"host": "127.0.0.1", "port": config.http_port})
+    # One front, on the head, where jobs run: on every node nobody could reach it, and nodes of one machine cannot share
+    # the port, so Serve would start theirs again and again.
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": config.http_port})
     client = _get_global_client()
     assert client is not None
     return f"http://127.0.0.1:{client.http_config.port}"

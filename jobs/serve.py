@@ -100,12 +100,32 @@ def wait_for_version(url: str, alias: str, version: Version, timeout_seconds: fl
             status = {"storage_error": f"{url}/status: {error}"}
         if status.get("aliases", {}).get(alias) == wanted:
             return
-        if label in status.get("refused", {}):
-            raise ServiceError(f"the student refused {label}: {status['refused'][label]}")
+        reason = _find_refusal(status, alias, version)
+        if reason is not None:
+            raise ServiceError(f"the student refused {label}: {reason}")
         if time.monotonic() > deadline:
-            detail = status.get("storage_error") or _describe_alias(status, alias)
+            detail = _find_delay(status, label) or _describe_alias(status, alias)
             raise ServiceError(f"the student did not serve {wanted} within {timeout_seconds:g} s: {detail}.")
         time.sleep(0.2)
+
+
+def _find_refusal(status: dict[str, Any], alias: str, version: Version) -> str | None:
+    """Return why a replica refused a version, None where none did since the alias names it.
+
+    A refusal of before is not counted: a replica tries a version again when an alias is moved to it once more.
+    """
+    for replica in status.get("replicas") or [status]:
+        reason = replica.get("refused", {}).get(f"{version.name}/{version.label}")
+        if reason is not None and replica.get("wanted", {}).get(alias, version.label) == version.label:
+            return reason
+    return None
+
+
+def _find_delay(status: dict[str, Any], label: str) -> str | None:
+    """Return what a replica cannot read: the registry, or the version."""
+    told = [status, *status.get("replicas", [])]
+    faults = [fault for one in told for fault in (one.get("storage_error"), one.get("unread", {}).get(label)) if fault]
+    return faults[0] if faults else None
 
 
 def _describe_alias(status: dict[str, Any], alias: str) -> str:

@@ -7,28 +7,26 @@ The same command again goes on from the last checkpoint; where it was finished, 
 """
 
 import dataclasses
-import json
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from jobs import task
 from jobs.places import Place, find_model, model_places
+from jobs.progress import TrainingProgress, show_training
+from jobs.publishing import check_output, publish_adapter, publish_merged_model
 from jobs.runtime import ClusterConfig, connect, disconnect, require, require_nodes, require_shared, run_main
 from jobs.saved_tokens import count_saved_tokens
-from raydistill.core import storage
+from jobs.teaching import Student, add_teacher, make_generic_rows
 from raydistill.core.errors import DatasetError
 from raydistill.core.models import model_revision, read_model_config
 from raydistill.core.preflight import check_storage
-from raydistill.core.records import Example, Manifest, ProbePoint, Version, digest
-from raydistill.core.uris import absolute, check_name, is_remote, join
-from raydistill.dataset.encode import encode_examples, split_validation
+from raydistill.core.records import Example, Manifest, Version, digest
+from raydistill.core.uris import absolute, check_name, join
+from raydistill.dataset.encode import encode_examples, shorten_history, split_validation
 from raydistill.dataset.read import read_examples
-from raydistill.registry.publish import publish
 from raydistill.registry.versions import list_versions
 from raydistill.training.batches import EncodedRow
 from raydistill.training.config import TrainConfig
@@ -36,30 +34,21 @@ from raydistill.training.config import TrainConfig
 if TYPE_CHECKING:
     from raydistill.training.fit import FitResult
 
-PROBE_TIMEOUT_SECONDS = 900
-Progress = Callable[[int, int, dict[str, Any]], None]
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Student:
-    """The base model as training and serving must agree on it."""
-
-    model_dir: str
-    tokenizer: Any
-    tokenizer_digest: str
-    template_digest: str
-    max_tokens: int
-
-
-@dataclass(frozen=True)
 class Rows:
-    """What is trained on."""
+    """What is trained on, with what loss; `teacher_prefix` stands before the rows' teacher_tokens."""
 
     train: list[EncodedRow]
     validation: list[EncodedRow]
     too_long: int
+    cut: int
     manifest: Manifest | None
+    generic: list[EncodedRow]
+    loss: str
+    teacher_prefix: list[int]
 
     @property
     def fingerprint(self) -> str:
@@ -67,7 +56,9 @@ class Rows:
         return self.manifest.fingerprint if self.manifest else f"rows-{digest([row.id for row in self.train])}"
 
 
-def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: Progress | None = None) -> Version:
+def run(
+    config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: TrainingProgress | None = None
+) -> Version:
     """Train, publish and return the version; no alias moves.
 
     Args:
@@ -83,33 +74,50 @@ def run(config: TrainConfig, cluster: ClusterConfig | None = None, on_progress: 
     check_places(config)
     student = check_model(config)
     rows = read_rows(config, student)
+    config = config.model_copy(update={"loss": rows.loss})
 
-    from raydistill.training.fit import check_rows, choose_dtype, decide, fit, wants_gpu
+    from raydistill.training.checks import check_rows
+    from raydistill.training.fit import choose_dtype, decide, fit, wants_gpu
+    from raydistill.training.shape import check_targets, read_shape
+    from raydistill.training.trackers import check_trackers
 
     check_rows(config, rows.train)
+    check_targets(config.lora_targets, read_shape(student.model_dir))
+    check_trackers(config.log_to)
     cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
     require_shared(list_places(config), cluster)
-    gpus = config.num_workers if wants_gpu(config) else 0
-    require("train", cpus=config.num_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
+    gpus = config.min_workers if wants_gpu(config) else 0
+    require("train", cpus=config.min_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
     require_spread(config, cluster)
     dtype = choose_dtype(config, gpus > 0)
-    run_id = digest(decide(config, [*rows.train, *rows.validation], student.model_dir, dtype))[:12]
+    all_rows = [*rows.train, *rows.generic, *rows.validation]
+    run_id = digest(decide(config, all_rows, student.model_dir, dtype, rows.teacher_prefix))[:12]
     for version in list_versions(output_uri):
         if version.metrics.get("run_id") == run_id:
             logger.info("%s is this very run's result already.", join(output_uri, version.label))
-            return version
+            return _merged(config, output_uri, version, student)
     log_path = config.log_path or join(_runs_uri(output_uri), run_id)
     config = config.model_copy(update={"log_path": log_path, "dtype": dtype})
-    with _shown(on_progress) as report:
-        result = fit(config, rows.train, rows.validation, student.model_dir, report)
-    return _publish(config, student, rows, result, run_id)
+    with show_training(on_progress) as report:
+        result = fit(
+            config, [*rows.train, *rows.generic], rows.validation, student.model_dir, report, rows.teacher_prefix
+        )
+    draft = _describe(config, student, rows, result, run_id)
+    version = publish_adapter(output_uri, draft, result.adapter_dir, student.model_dir, rows.train)
+    return _merged(config, output_uri, version, student)
+
+
+def _merged(config: TrainConfig, output_uri: str, version: Version, student: Student) -> Version:
+    if config.merge:
+        publish_merged_model(output_uri, version, student.model_dir)
+    return version
 
 
 def require_spread(config: TrainConfig, cluster: ClusterConfig) -> None:
     """Refuse workers that shall each have a node of their own where there are fewer: Ray would wait without end."""
     if config.placement == "STRICT_SPREAD":
-        require_nodes("train.placement=STRICT_SPREAD", config.num_workers, cluster)
+        require_nodes("train.placement=STRICT_SPREAD", config.min_workers, cluster)
 
 
 def find_output(config: TrainConfig) -> str:
@@ -138,10 +146,11 @@ def list_places(config: TrainConfig) -> list[Place]:
 
 
 def check_places(config: TrainConfig) -> None:
-    """Refuse places that cannot be read (data_file) or written (output_dir, log_path)."""
+    """Refuse places that cannot be read (data_file) or written (output_dir, log_path), or that hold something else."""
     output_uri = find_output(config)
     check_storage("data_file", config.data_file, read_only=True)
     check_storage("output_dir", output_uri)
+    check_output(output_uri)
     check_storage("log_path", config.log_path or _runs_uri(output_uri))
 
 
@@ -159,122 +168,110 @@ def check_model(config: TrainConfig) -> Student:
 
 
 def read_rows(config: TrainConfig, student: Student) -> Rows:
-    """Return the dataset's rows as token ids; rows that are too long are left out and counted."""
+    """Return the dataset's rows as token ids; what happens to those that are too long says config.too_long."""
     examples, manifest = read_examples(config.data_file, student.tokenizer_digest)
-    _compare_templates(config, student, manifest)
+    if manifest:
+        _check_teacher(config, student, manifest)
     train_examples, validation_examples = split_validation(examples)
-    train, long_train = _encode(config, student, train_examples)
-    validation, long_validation = _encode(config, student, validation_examples)
-    too_long = long_train + long_validation
-    if too_long:
-        logger.warning(
-            "%s: %d of %d examples are left out: they have more than %d tokens.",
-            config.data_file,
-            too_long,
-            len(examples),
-            student.max_tokens,
+    train, long_train, cut_train = _encode(config, student, train_examples)
+    validation, long_validation, cut_validation = _encode(config, student, validation_examples)
+    too_long, cut = long_train + long_validation, cut_train + cut_validation
+    if too_long + cut:
+        text = (
+            f"{config.data_file}: {too_long + cut} of {len(examples)} examples have more than {student.max_tokens} "
+            f"tokens"
         )
+        if config.too_long == "refuse":
+            raise DatasetError(f"{text}. Set a larger max_length, or too_long=drop or cut_history.")
+        logger.warning("%s: %d are left out, %d have lost their oldest turns.", text, too_long, cut)
     if not train:
         raise DatasetError(f"{config.data_file} leaves no row of at most {student.max_tokens} tokens for training.")
-    return Rows(train, validation, too_long, manifest)
-
-
-def _compare_templates(config: TrainConfig, student: Student, manifest: Manifest | None) -> None:
-    teacher = manifest.teacher if manifest else {}
-    same_tokenizer = teacher.get("tokenizer_digest") == student.tokenizer_digest
-    same_renderer = teacher.get("renderer", config.renderer) == config.renderer
-    if same_tokenizer and same_renderer and teacher.get("template_digest") != student.template_digest:
-        logger.warning(
-            "%s has the teacher's tokenizer but another chat template than the one its prompts were rendered with.",
-            config.student_model,
-        )
-
-
-def _encode(config: TrainConfig, student: Student, examples: list[Example]) -> tuple[list[EncodedRow], int]:
-    encoded = encode_examples(examples, student.tokenizer, config.renderer, config.raw_fraction)
-    rows = [
-        EncodedRow(example.id, prompt, response)
-        for example, (prompt, response) in zip(examples, encoded, strict=True)
-        if len(prompt) + len(response) <= student.max_tokens
-    ]
-    return rows, len(examples) - len(rows)
-
-
-def _publish(config: TrainConfig, student: Student, rows: Rows, result: "FitResult", run_id: str) -> Version:
-    """Build the probe and publish the adapter."""
-    output_uri = find_output(config)
-    with tempfile.TemporaryDirectory() as temporary:
-        adapter_dir = result.adapter_dir
-        if is_remote(adapter_dir):
-            for name in storage.list_names(adapter_dir):
-                storage.download(join(adapter_dir, name), Path(temporary) / name)
-            adapter_dir = temporary
-        probe, verifiable = _probe(student.model_dir, adapter_dir, rows.train)
-        adapter = json.loads((Path(adapter_dir) / "adapter_config.json").read_bytes())
-        draft = Version(
-            name=PurePosixPath(output_uri).name,
-            number=0,
-            base_model=config.student_model,
-            base_revision=model_revision(student.model_dir),
-            tokenizer=student.tokenizer_digest,
-            renderer=config.renderer,
-            template_digest=student.template_digest,
-            lora={
-                "rank": adapter["r"],
-                "alpha": adapter["lora_alpha"],
-                "targets": sorted(adapter["target_modules"]),
-                "modules": result.num_modules,
-            },
-            files=[],
-            dataset_fingerprint=rows.fingerprint,
-            prompt_digest=rows.manifest.prompt_digest if rows.manifest else "",
-            metrics={
-                **result.metrics,
-                **count_saved_tokens(config.data_file, rows.manifest, config.renderer, student.tokenizer),
-                "run_id": run_id,
-                "log_path": config.log_path,
-                "rows": {"train": len(rows.train), "validation": len(rows.validation), "too_long": rows.too_long},
-            },
-            probe=probe,
-            verifiable=verifiable,
-        )
-        if not verifiable:
-            logger.warning("The adapter moves too little to be told from its base by a probe; it is unverifiable.")
-        return publish(output_uri, draft, adapter_dir)
-
-
-def _probe(model_dir: str, adapter_dir: str, rows: list[EncodedRow]) -> tuple[list[ProbePoint], bool]:
-    """Build the probe in a process of its own on this node, so that the model's memory is free again afterwards."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from raydistill.scoring.probe import build_probe
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote = ray.remote(num_cpus=1, max_calls=1, scheduling_strategy=here)(  # pyright: ignore[reportArgumentType] - its annotation is too narrow
-        build_probe
+    teaching = add_teacher(config, student, manifest, examples, [*train, *validation])
+    generic = make_generic_rows(student, config.renderer) if config.retain_fraction else []
+    return Rows(
+        teaching.rows[: len(train)],
+        teaching.rows[len(train) :],
+        too_long,
+        cut,
+        manifest,
+        generic=generic,
+        loss=teaching.loss,
+        teacher_prefix=teaching.prefix,
     )
-    pairs = [(row.prompt_tokens, row.response_tokens) for row in rows]
-    return ray.get(remote.remote(model_dir, adapter_dir, pairs), timeout=PROBE_TIMEOUT_SECONDS)
 
 
-@contextmanager
-def _shown(on_progress: Progress | None) -> Iterator[Progress]:
-    """Give the caller's progress function, or one that moves a bar on the terminal."""
-    if on_progress is not None:
-        yield on_progress
-        return
-    from rich.progress import Progress as Bar
+def _check_teacher(config: TrainConfig, student: Student, manifest: Manifest) -> None:
+    """Refuse answers to prompts that this student would never see in that form."""
+    teacher = manifest.teacher
+    same_tokenizer = teacher.get("tokenizer_digest") == student.tokenizer_digest
+    if not same_tokenizer and teacher.get("model") == config.student_model:
+        raise DatasetError(
+            f"{config.data_file}: its teacher is {config.student_model} too, but with another tokenizer: one of both "
+            "was changed since. Create the dataset again."
+        )
+    same_renderer = teacher.get("renderer", config.renderer) == config.renderer
+    is_other = same_tokenizer and same_renderer and teacher.get("template_digest") != student.template_digest
+    if is_other and not config.allow_other_template:
+        raise DatasetError(
+            f"{config.student_model} has the tokenizer of {config.data_file}'s teacher but another chat template than "
+            "the one its prompts were rendered with. Use the same template, or set allow_other_template=true."
+        )
 
-    with Bar() as bar:
-        bar_task = bar.add_task("training", total=None)
 
-        def report(done: int, total: int, line: dict[str, Any]) -> None:
-            loss = line.get("train/loss_nats")
-            text = "training" if loss is None else f"training, {loss:.3f} nats"
-            bar.update(bar_task, completed=done, total=total, description=text)
+def _encode(config: TrainConfig, student: Student, examples: list[Example]) -> tuple[list[EncodedRow], int, int]:
+    """Return the rows, how many were left out because they are too long, and how many lost turns instead."""
+    encoded = encode_examples(examples, student.tokenizer, config.renderer, config.raw_fraction)
+    rows: list[EncodedRow] = []
+    num_cut = 0
+    for example, tokens in zip(examples, encoded, strict=True):
+        row = EncodedRow(example.id, *tokens)
+        if row.num_tokens > student.max_tokens and config.too_long == "cut_history":
+            row = _cut(example, config, student) or row
+            num_cut += row.num_tokens <= student.max_tokens
+        if row.num_tokens <= student.max_tokens:
+            rows.append(row)
+    return rows, len(examples) - len(rows), num_cut
 
-        yield report
+
+def _cut(example: Example, config: TrainConfig, student: Student) -> EncodedRow | None:
+    """Return the row with the longest history that fits; None where the last turn alone is too long."""
+    for shorter in shorten_history(example):
+        (tokens,) = encode_examples([shorter], student.tokenizer, config.renderer, raw_fraction=0.0)
+        row = EncodedRow(example.id, *tokens)
+        if row.num_tokens <= student.max_tokens:
+            return row
+    return None
+
+
+def _describe(config: TrainConfig, student: Student, rows: Rows, result: "FitResult", run_id: str) -> Version:
+    """Return the version as it is to be published, but for what is told from the adapter itself."""
+    return Version(
+        name=PurePosixPath(find_output(config)).name,
+        number=0,
+        base_model=config.student_model,
+        base_revision=model_revision(student.model_dir),
+        tokenizer=student.tokenizer_digest,
+        renderer=config.renderer,
+        template_digest=student.template_digest,
+        lora={"modules": result.num_modules},
+        files=[],
+        dataset_fingerprint=rows.fingerprint,
+        prompt_digest=rows.manifest.prompt_digest if rows.manifest else "",
+        metrics={
+            **result.metrics,
+            **count_saved_tokens(config.data_file, rows.manifest, config.renderer, student.tokenizer),
+            "run_id": run_id,
+            "log_path": config.log_path,
+            "rows": {
+                "train": len(rows.train),
+                "validation": len(rows.validation),
+                "too_long": rows.too_long,
+                "cut": rows.cut,
+            },
+        },
+        probe=[],
+        verifiable=False,
+    )
 
 
 def main(argv: Sequence[str]) -> None:

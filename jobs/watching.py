@@ -3,9 +3,8 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,12 @@ from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Teacher
 from raydistill.core.answers import Commit
 from raydistill.core.errors import BudgetError, QualityError, RaydistillError, ServiceError
+from raydistill.core.patience import patiently
 from raydistill.core.records import Manifest
 from raydistill.dataset.appending import OpenLedger
 from raydistill.dataset.finish import check_first
+from raydistill.dataset.keep import Origin
+from raydistill.dataset.ledger import find_unnamed
 from raydistill.dataset.rules import Rules
 from raydistill.teacher.attempt import count_replicas
 
@@ -60,14 +62,12 @@ class First:
     Attributes:
         ids: sorted packed ids of all of them.
         names: of the request objects with those that are still to be asked.
-        num_rows: how many those are.
         min_kept: so many of all must be kept.
         rules: by which they are.
     """
 
     ids: np.ndarray
     names: frozenset[str]
-    num_rows: int
     min_kept: int
     rules: Rules
 
@@ -91,13 +91,13 @@ def start_thread(work: Callable[[], None]) -> Future[None]:
 class Watch:
     """Follows one run of asking actors to its end."""
 
-    def __init__(self, asker: Asker, tally: Any, first: First | None) -> None:
-        """Take the run, the tally of its actors, and the rows that decide whether it goes on."""
+    def __init__(self, asker: Asker, tally: Any, first: First | None, requests: Iterable[str]) -> None:
+        """Take the run, the tally of its actors, the rows that decide whether it goes on, and all request objects."""
         self._asker = asker
         self._tally = tally
         self._first = first
         self._last_count = 0.0
-        self._num_first = 0  # of them in the ledger, of this run
+        self._in_work = set(requests)  # those that have not ended
         self._reason: RaydistillError | None = None  # why it was told to stop
 
     def follow(self, work: Future[None], stall_seconds: float) -> None:
@@ -107,17 +107,26 @@ class Watch:
             ServiceError: it failed, or nothing was committed for stall_seconds.
             QualityError, BudgetError: it was told to stop.
         """
+        try:
+            self._follow(work, stall_seconds)
+            work.result()
+        except RayError as error:
+            raise ServiceError(f"asking the teacher failed: {error}. Run the same command again to go on.") from error
+        if self._reason is not None:
+            raise self._reason
+
+    def _follow(self, work: Future[None], stall_seconds: float) -> None:
         last_commit = time.monotonic()
         while True:
             is_done = work.done()
-            commits = ray.get(self._tally.take.remote())
-            if commits:
+            commits, ended = ray.get(self._tally.take.remote())
+            if commits or ended:
                 last_commit = time.monotonic()
-                self._take(commits)
-            self._asker.ledger.compact()
+                self._take(commits, ended)
+            self._asker.ledger.compact(self._in_work)
             self._count_replicas()
             if is_done:
-                break
+                return
             if time.monotonic() - last_commit > stall_seconds:
                 raise ServiceError(
                     f"{self._asker.ledger.folder}: no answer was committed for {stall_seconds:.0f} s. Look at the "
@@ -125,12 +134,6 @@ class Watch:
                     "goes on where it stopped."
                 )
             time.sleep(POLL_SECONDS)
-        try:
-            work.result()
-        except RayError as error:
-            raise ServiceError(f"asking the teacher failed: {error}. Run the same command again to go on.") from error
-        if self._reason is not None:
-            raise self._reason
 
     def _count_replicas(self) -> None:
         """Let the actors know where the teacher has grown or shrunk."""
@@ -139,23 +142,23 @@ class Watch:
         self._last_count = time.monotonic()
         self._tally.count_replicas.remote(count_replicas(self._asker.teacher.handle))
 
-    def _take(self, commits: list[Commit]) -> None:
+    def _take(self, commits: list[Commit], ended: list[str]) -> None:
         asker, first = self._asker, self._first
-        asker.ledger.add(commits)
-        asker.on_progress(asker.ledger.manifest)
-        if first is not None:
-            names = (PurePosixPath(commit.shard.uri).name.partition("-")[0] for commit in commits)
-            self._num_first += sum(
-                commit.pairs for commit, name in zip(commits, names, strict=True) if name in first.names
-            )
-            if self._num_first >= first.num_rows:
-                self._first = None
-                self._look_at(first)
+        if commits:
+            asker.ledger.add(commits)
+            asker.on_progress(asker.ledger.manifest)
+        self._in_work.difference_update(ended)
+        if self._reason is None and first is not None and first.names.isdisjoint(self._in_work):
+            self._first = None
+            self._look_at(first)
         if self._reason is None and asker.is_over_budget():
             self._stop(asker.describe_budget())
 
     def _look_at(self, first: First) -> None:
         ledger = self._asker.ledger
+        # Nobody writes now. An actor that died between a commit and its report has left one that is not named.
+        origin = Origin.of(ledger.manifest)
+        ledger.add(patiently(lambda: find_unnamed(ledger.folder, ledger.manifest.answers, origin, first.rules)))
         try:
             check_first(ledger.folder, ledger.manifest, first.ids, first.min_kept, first.rules)
         except QualityError as error:

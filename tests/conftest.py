@@ -18,9 +18,19 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # one idle process for each logical CPU, at once
 
 
+# Folders whose tests hold engines or Ray clusters.
+HEAVY = ("cluster", "chaos", "client", "engine", "jobs", "serving", "training")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests/cluster first: its two clusters take half the time where the world is not up beside them."""
+    """Keep all that holds an engine or a Ray cluster in one process, where pytest has several (`make test` has two).
+
+    tests/cluster comes first: its two clusters take half the time where the world is not up beside them.
+    """
     items.sort(key=lambda item: "tests/cluster/" not in item.nodeid)
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in HEAVY:
+            item.add_marker(pytest.mark.xdist_group("heavy"))
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def rollback(
     storage: Storage = ROOT,
     as_json: Json = False,
 ) -> None:
-    """Point an alias at what it named before; a second rollback takes back the first."""
+    """Take back an alias's last move; again, and it goes one further back."""
     uri = registry.find_model_uri(model, storage)
     waiting = registry.Waiting(url, timeout) if wait else None
     _show(registry.rollback_alias(uri, alias, to, waiting), as_json, tables.show_move)

@@ -48,7 +48,9 @@ def show_versions(document: Document) -> None:
         if entry["state"] != "published":
             table.add_row(entry["version"], names, "", "", "", "", "", entry["state"])
             continue
-        loss = entry["metrics"].get("validation/loss_nats", entry["metrics"].get("train/loss_nats", ""))
+        metrics = entry["metrics"]
+        losses = (metrics.get("validation_loss_nats"), metrics.get("train_loss_nats"), "")
+        loss = next(loss for loss in losses if loss is not None)
         table.add_row(
             entry["version"],
             names,
@@ -143,7 +145,10 @@ def show_status(document: Document) -> None:
         if not aliases:
             table.add_row(name, "none", Text(f"{document['base_model']} (base model)"))
         if replica.get("storage_error"):
-            table.add_row(name, "storage", Text(replica["storage_error"]))
+            since = f" (since {_time(replica.get('storage_error_since'))})"
+            table.add_row(name, "storage", Text(replica["storage_error"] + since))
+        for label, reason in replica.get("unread", {}).items():
+            table.add_row(name, "cannot read", Text(f"{label}: {reason}"))
         reasons |= replica.get("refused", {})
     _print(table, f"{document['url']}: {document['base_model']} on {len(replicas)} replicas")
     for label, reason in sorted(reasons.items()):

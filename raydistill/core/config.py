@@ -174,14 +174,14 @@ def raise_faults(faults: Sequence[str], where: str = "") -> None:
 
 def _explain(model: type[pydantic.BaseModel], fault: Any, source: str | Mapping[str, str], prefix: str) -> str:
     location = [str(part) for part in fault["loc"]]
-    key = prefix + ".".join(location)
+    key = (prefix + ".".join(location)).rstrip(".")  # a fault of the table as a whole has no place in it
     where = source if isinstance(source, str) else source.get(location[0] if location else "", "")
     head = f"{key or 'configuration'} ({where})" if where else key or "configuration"
     schema = model.model_json_schema()
     if fault["type"] == "extra_forbidden":
         known = sorted(_resolve(schema, schema, location[:-1]).get("properties", {}))
         return f"{head}: unknown key{nearest(location[-1], known)}; known are {', '.join(known)}"
-    allowed = _describe(schema, _resolve(schema, schema, location))
+    allowed = _describe(schema, _resolve(schema, schema, location)) if location else ""
     if fault["type"] == "missing":
         return f"{head}: missing; needed is {allowed}" if allowed else f"{head}: missing"
     problem = fault["msg"].removeprefix("Value error, ").rstrip(".")

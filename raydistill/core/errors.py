@@ -41,6 +41,19 @@ class VerificationError(RaydistillError, ValueError):
     """A version failed a check (digest, base model, shape, weights, template, probe) and is not served."""
 
 
+class RefusedError(VerificationError):
+    """A replica refused a version; `check` names which of its checks failed."""
+
+    def __init__(self, message: str, check: str = "") -> None:
+        """Take the reason and the check: record, digests, checks, load or probe."""
+        super().__init__(message)
+        self.check = check
+
+    def __reduce__(self) -> tuple[type["RefusedError"], tuple[str, str]]:
+        """Return how to make it anew in another process."""
+        return type(self), (str(self.args[0]), self.check)
+
+
 class CapacityError(RaydistillError, RuntimeError):
     """The cluster can never have the CPUs, GPUs or memory that were asked for."""
 
@@ -55,6 +68,10 @@ class EngineLostError(ServiceError):
 
 class TrainingError(RaydistillError, RuntimeError):
     """Training cannot go on: a NaN loss, too few rows, an unusable checkpoint."""
+
+
+class DivergenceError(TrainingError):
+    """A loss or a gradient is no finite number any more: the same steps would end there again."""
 
 
 # What a command ends with status 2 for: its input is wrong. Any other failure is status 1.

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from raydistill.core.errors import UnavailableError
+from raydistill.core import storage
+from raydistill.core.errors import ConflictError, UnavailableError
 
 PATIENCE_SECONDS = 180.0
 FIRST_WAIT_SECONDS = 0.5
@@ -37,3 +38,21 @@ def patiently(do: Callable[[], Result], patience_seconds: float = PATIENCE_SECON
             logger.warning("%s Trying again.", error)
         time.sleep(wait_seconds * random.uniform(0.5, 1.0))
         wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
+
+
+def replace_patiently(uri: str, data: bytes, if_match: str) -> str:
+    """Write an object if it still has an etag, and return its new one; see `storage.write_bytes`.
+
+    Where only the answer to our own write was lost, the repeated one finds that the condition holds no more, and the
+    object as it is to be.
+
+    Raises:
+        ConflictError: somebody else wrote it.
+    """
+    try:
+        return patiently(lambda: storage.write_bytes(uri, data, if_match=if_match))
+    except ConflictError:
+        current, etag = patiently(lambda: storage.read(uri))
+        if current == data:
+            return etag
+        raise

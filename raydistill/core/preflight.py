@@ -99,13 +99,15 @@ def _check_store(place: str, read_only: bool) -> None:
 def _check_objects(client: Any, target: dict[str, str], place: str, probe: str) -> None:
     """Write the probe, read it back in both ways, and look whether writes that must be refused are."""
     put = functools.partial(client.put_object, **target, Body=PROBE)
-    with s3.errors(place):
-        etag = put(IfNoneMatch="*")["ETag"].strip('"')
-        client.get_object(**target)["Body"].read()
     try:
-        files, path = storage.filesystem(probe)
-        with files.open_input_stream(path) as stream:
-            content = stream.read()
+        with s3.errors(place):
+            put(IfNoneMatch="*")
+    except ConflictError:  # nobody else writes there: only the answer was lost, and boto3 asked again
+        pass
+    with s3.errors(place):
+        _, answer = s3.read_object(lambda: client.get_object(**target), ATTEMPTS)
+    try:
+        content = _read_with_pyarrow(probe)
     except OSError as error:
         raise StorageError(
             f"{place}: boto3 reads there, but pyarrow, through which Ray Data and Ray Train go, does not: {error}. "
@@ -113,7 +115,20 @@ def _check_objects(client: Any, target: dict[str, str], place: str, probe: str) 
         ) from error
     if content != PROBE:
         raise StorageError(f"{place}: the store gave back other bytes than were written. Use another store.")
-    _check_conditions(put, etag, place)
+    _check_conditions(put, answer["ETag"].strip('"'), place)
+
+
+def _read_with_pyarrow(probe: str) -> bytes:
+    """Return what pyarrow reads; like boto3, it does not ask again where the connection is cut in the body."""
+    files, path = storage.filesystem(probe)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with files.open_input_stream(path) as stream:
+                return stream.read()
+        except OSError:
+            if attempt == ATTEMPTS:
+                raise
+    return b""
 
 
 def _check_conditions(put: Any, etag: str, place: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -87,6 +87,7 @@ def errors(uri: str) -> Iterator[None]:
     """Turn what boto3 raises about a place into our errors, which say what to do next."""
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+    from botocore.exceptions import ConnectionError as BotoConnectionError
     from botocore.parsers import ResponseParserError
 
     try:
@@ -97,10 +98,32 @@ def errors(uri: str) -> Iterator[None]:
         raise StorageError(describe_stranger(uri, "something that is not S3's XML")) from error
     except RecursionError as error:  # boto3 asks a server that redirects everything where its bucket is, and so on
         raise StorageError(describe_stranger(uri, "a redirect (should it be https?)")) from error
-    except (HTTPClientError, IncompleteReadError, S3UploadFailedError) as error:
+    except (BotoConnectionError, HTTPClientError, IncompleteReadError, S3UploadFailedError) as error:
         raise UnavailableError(_describe_absence(uri, error)) from error
     except BotoCoreError as error:
         raise StorageError(_describe_absence(uri, error)) from error
+
+
+def read_object(get: Callable[[], Any], attempts: int = ATTEMPTS) -> tuple[bytes, Any]:
+    """Return an object's bytes and boto3's answer; where the connection is cut in the body, it is asked for again.
+
+    boto3 repeats a request by itself only as long as the answer has not begun.
+
+    Args:
+        get: calls `get_object`.
+        attempts: how often.
+    """
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    for attempt in range(1, attempts + 1):
+        answer = get()
+        with contextlib.closing(answer["Body"]) as body:
+            try:
+                return body.read(), answer
+            except (HTTPClientError, IncompleteReadError):
+                if attempt == attempts:
+                    raise
+    raise ValueError("attempts must be at least 1")
 
 
 def _describe_absence(uri: str, error: Exception) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from raydistill.core.errors import ConflictError, NotFoundError, StorageError, VerificationError
 from raydistill.core.s3 import client as _s3
 from raydistill.core.s3 import errors as _s3_errors
+from raydistill.core.s3 import read_object
 from raydistill.core.uris import is_remote
 
 ABSENT = ""  # as `if_match`: the object must not exist yet
@@ -25,7 +26,8 @@ ABSENT = ""  # as `if_match`: the object must not exist yet
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
-def _split(uri: str) -> tuple[str, str]:
+def split_s3(uri: str) -> tuple[str, str]:
+    """Return bucket and key of an s3:// URI."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
@@ -43,12 +45,20 @@ def read(uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         StorageError: the store did not answer, or refused.
     """
     if is_remote(uri):
-        bucket, key = _split(uri)
-        with _s3_errors(uri):
+        bucket, key = split_s3(uri)
+
+        def get() -> Any:
             answer = _s3().get_object(Bucket=bucket, Key=key)
-            with contextlib.closing(answer["Body"]) as body:
+            try:
                 _check_size(uri, answer["ContentLength"], max_bytes)
-                return body.read(), answer["ETag"].strip('"')
+            except VerificationError:
+                answer["Body"].close()
+                raise
+            return answer
+
+        with _s3_errors(uri):
+            data, answer = read_object(get)
+            return data, answer["ETag"].strip('"')
     try:
         with Path(uri).open("rb") as file:
             _check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
@@ -74,7 +84,7 @@ def exists(uri: str) -> bool:
     """Return whether an object exists."""
     if not is_remote(uri):
         return Path(uri).is_file()
-    bucket, key = _split(uri)
+    bucket, key = split_s3(uri)
     try:
         with _s3_errors(uri):
             _s3().head_object(Bucket=bucket, Key=key)
@@ -97,7 +107,7 @@ def write_bytes(uri: str, data: bytes, if_match: str | None = None) -> str:
         StorageError: the store refused.
     """
     if is_remote(uri):
-        bucket, key = _split(uri)
+        bucket, key = split_s3(uri)
         condition: dict[str, str] = {}
         if if_match == ABSENT:
             condition = {"IfNoneMatch": "*"}
@@ -175,7 +185,7 @@ def check_writable(folder: str) -> None:
 def list_names(uri: str) -> list[str]:
     """Return the sorted names directly below a folder; hidden ones and an absent folder give none."""
     if is_remote(uri):
-        bucket, key = _split(uri)
+        bucket, key = split_s3(uri)
         prefix = key.rstrip("/") + "/" if key else ""
         names: set[str] = set()
         with _s3_errors(uri):
@@ -194,7 +204,7 @@ def list_etags(uri: str) -> dict[str, str]:
     if not is_remote(uri):
         files = [name for name in list_names(uri) if (Path(uri) / name).is_file()]
         return {name: read(f"{uri.rstrip('/')}/{name}")[1] for name in files}
-    bucket, key = _split(uri)
+    bucket, key = split_s3(uri)
     prefix = key.rstrip("/") + "/" if key else ""
     etags: dict[str, str] = {}
     with _s3_errors(uri):
@@ -207,7 +217,7 @@ def list_etags(uri: str) -> dict[str, str]:
 def delete(uri: str) -> None:
     """Delete one object; an absent one is no error."""
     if is_remote(uri):
-        bucket, key = _split(uri)
+        bucket, key = split_s3(uri)
         with _s3_errors(uri):
             _s3().delete_object(Bucket=bucket, Key=key)
         return
@@ -225,7 +235,7 @@ def download(uri: str, target: Path) -> None:
 def upload(file: Path, uri: str) -> None:
     """Copy a local file of any size to a URI, where it appears only when it is whole."""
     if is_remote(uri):
-        bucket, key = _split(uri)
+        bucket, key = split_s3(uri)
         with _s3_errors(uri):
             _s3().upload_file(str(file), bucket, key)
         return

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import ray
@@ -47,10 +48,14 @@ class OpenLedger:
         answers = [*self.manifest.answers, *(commit.shard for commit in commits)]
         self._put(dataclasses.replace(self.manifest, counts=counts, tokens=dict(tokens), answers=answers))
 
-    def compact(self) -> None:
-        """Have small objects joined where there are enough, and name what has been joined."""
+    def compact(self, in_work: AbstractSet[str]) -> None:
+        """Have small objects joined where there are enough, and name what has been joined.
+
+        Args:
+            in_work: request objects whose answers are left alone; see `ledger.choose_compaction`.
+        """
         if self._joining is None:
-            shards = choose_compaction(self.manifest.answers)
+            shards = choose_compaction(self.manifest.answers, in_work=in_work)
             if shards:
                 self._joining = shards, ray.remote(num_cpus=0)(compact).remote(self.folder, shards)
             return

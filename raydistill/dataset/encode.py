@@ -1,6 +1,8 @@
 """From an Example to the token ids a trainer uses, and which examples are raw or for validation."""
 
+import dataclasses
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 from raydistill.core.prompts import student_messages
@@ -48,6 +50,15 @@ def encode_example(
     if example.response_tokens is not None:
         return prompt.to_ints(), list(example.response_tokens)
     return prompt.to_ints(), renderer.encode_response(example.response)
+
+
+def shorten_history(example: Example) -> Iterator[Example]:
+    """Yield the example with ever fewer of its oldest turns: a system text stays, and a user's turn comes first."""
+    messages = example.messages
+    first = next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    for start in range(first + 1, len(messages)):
+        if messages[start]["role"] == "user":
+            yield dataclasses.replace(example, messages=[*messages[:first], *messages[start:]])
 
 
 def _position(kind: str, identifier: str) -> float:

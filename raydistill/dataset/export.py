@@ -9,6 +9,7 @@ from types import TracebackType
 import pyarrow as pa
 
 from raydistill.core import storage
+from raydistill.core.patience import patiently
 from raydistill.core.records import Example, Message
 
 
@@ -44,7 +45,7 @@ class JsonlExport:
     def publish(self) -> None:
         """Put the file where it belongs, in one step."""
         self._file.close()
-        storage.upload(self._path, self._uri)
+        patiently(lambda: storage.upload(self._path, self._uri))
 
 
 def _to_lines(columns: Iterable[tuple[str, str]]) -> Iterable[bytes]:

@@ -15,7 +15,9 @@ import hashlib
 import io
 import uuid
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ import pyarrow.parquet as pq
 from raydistill.core import storage
 from raydistill.core.answers import Commit, answers_to_table
 from raydistill.core.errors import DatasetError, NotFoundError, UnavailableError
-from raydistill.core.idset import ID_DIGITS, contains, pack_ids
+from raydistill.core.idset import ID_DIGITS, find_positions, pack_ids
 from raydistill.core.patience import patiently
 from raydistill.core.records import Shard
 from raydistill.core.uris import join
@@ -72,15 +74,18 @@ class LedgerWriter:
         return describe_commit(shard, table, self.origin, self.rules)
 
     def read_answered(self, request: str) -> set[str]:
-        """Return the ids of the (query, sample)s of a request object that are in the ledger already."""
+        """Return the ids of the (query, sample)s of a request object that are in the ledger already.
+
+        Only of one that is in work: objects of one that has ended may have been joined.
+        """
         return patiently(lambda: self._read_answered(request))
 
     def _read_answered(self, request: str) -> set[str]:
         answered: set[str] = set()
         for name in storage.list_names(join(self.folder, NEW)):
-            # One that is gone by now was joined into a large object, and is read there when the dataset is finished.
+            # Gone by now: an actor that was given up has ended the request object after all. The rows count once.
             with contextlib.suppress(NotFoundError):
-                if name.startswith(f"{request}-"):
+                if request_of(name) == request:
                     ids = _read_columns(self.folder, f"{NEW}/{name}", ["id"])["id"].to_pylist()
                     answered |= {identifier[:ID_DIGITS] for identifier in ids}
         return answered
@@ -118,13 +123,16 @@ def find_unnamed(folder: str, named: Sequence[Shard], origin: Origin, rules: Rul
     unnamed = [f"{NEW}/{name}" for name in storage.list_names(join(folder, NEW)) if f"{NEW}/{name}" not in known]
     if not unnamed:
         return []
-    ids = read_marks(folder, named).ids
+    marks = read_marks(folder, named)
     found = []
     for uri in unnamed:
-        data = storage.read_bytes(join(folder, uri))
+        data = patiently(lambda uri=uri: storage.read_bytes(join(folder, uri)))
         table = pq.read_table(io.BytesIO(data))
-        # What a kill left behind right after a compaction is in the ledger already.
-        if not contains(ids, pack_ids(table["id"].take(pa.array(find_starts(table))).to_pylist())).all():
+        ids, failed = _find_runs(table)
+        places = find_positions(marks.ids, ids)
+        # What a kill left behind right after a compaction is in the ledger already, in the same words.
+        is_known = (places >= 0) & (failed | ~marks.failed[places]) if len(marks.ids) else np.zeros(len(ids), bool)
+        if not is_known.all():
             shard = Shard(uri, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
             found.append(describe_commit(shard, table, origin, rules))
     return found
@@ -137,13 +145,16 @@ def read_runs(folder: str, shards: Iterable[Shard]) -> list[tuple[np.ndarray, np
     """
 
     def read(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
-        table = _read_columns(folder, shard.uri, ["id", "turn", "error"])
-        starts = find_starts(table)
-        ids = pack_ids(table["id"].take(pa.array(starts)).to_pylist())
-        return ids, np.logical_or.reduceat(table["error"].is_valid().to_numpy(), starts)
+        return _find_runs(patiently(lambda: _read_columns(folder, shard.uri, ["id", "turn", "error"])))
 
     with ThreadPoolExecutor(READ_THREADS) as threads:
         return list(threads.map(read, shards))
+
+
+def _find_runs(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    starts = find_starts(table)
+    ids = pack_ids(table["id"].take(pa.array(starts)).to_pylist())
+    return ids, np.logical_or.reduceat(table["error"].is_valid().to_numpy(), starts)
 
 
 def read_marks(folder: str, shards: Iterable[Shard]) -> Marks:
@@ -166,14 +177,22 @@ def compact(folder: str, shards: Sequence[Shard]) -> Shard:
     return patiently(lambda: write_table(folder, f"{ANSWERS}/ledger-{{}}.parquet", table))
 
 
-def choose_compaction(shards: Sequence[Shard], at_end: bool = False) -> list[Shard]:
+def request_of(uri: str) -> str:
+    """Return the name of the request object that an object in `answers/new/` answers."""
+    return PurePosixPath(uri).name.partition("-")[0]
+
+
+def choose_compaction(
+    shards: Sequence[Shard], at_end: bool = False, in_work: AbstractSet[str] = frozenset()
+) -> list[Shard]:
     """Return the small objects that are to be joined now, or none.
 
     Args:
         shards: the ledger's.
         at_end: nothing will be added, so join what there is.
+        in_work: names of request objects whose answers stay where an actor that takes one over looks for them.
     """
-    small = [shard for shard in shards if shard.uri.startswith(f"{NEW}/")]
+    small = [shard for shard in shards if shard.uri.startswith(f"{NEW}/") and request_of(shard.uri) not in in_work]
     chosen: list[Shard] = []
     rows = size_bytes = 0
     for shard in small:
@@ -218,7 +237,10 @@ def _read_columns(folder: str, uri: str, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(path, filesystem=files, columns=columns)
     except FileNotFoundError as error:
-        raise NotFoundError(f"{join(folder, uri)} does not exist.") from error
+        raise NotFoundError(
+            f"{join(folder, uri)} does not exist, and the ledger of {folder} needs it. Put it back, or delete that "
+            "folder to ask everything anew."
+        ) from error
     except OSError as error:
         raise UnavailableError(f"{join(folder, uri)} cannot be read: {error}.") from error
     except pa.ArrowInvalid as error:

@@ -7,20 +7,60 @@ import numpy as np
 import pyarrow as pa
 
 from raydistill.core.errors import DatasetError
-from raydistill.core.idset import contains
+from raydistill.core.idset import find_positions
+from raydistill.core.patience import patiently
 from raydistill.core.records import Shard
 from raydistill.dataset.layout import read_table
 from raydistill.dataset.ledger import find_starts, read_runs
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """The runs of a ledger, one element each: the answers to one (query, sample), one after the other in one object."""
+class RowIndex:
+    """Where in a ledger the answer to each (query, sample) stands that counts, 25 bytes each.
 
+    Attributes:
+        ids: sorted packed ids, each once.
+        failed: whether every answer failed.
+        shard: int32, the index of the object.
+        run: int32, the index of the (query, sample) within the object.
+    """
+
+    folder: str
+    shards: Sequence[Shard]
     ids: np.ndarray
     failed: np.ndarray
-    shard: np.ndarray  # index of the object
-    run: np.ndarray  # index within the object
+    shard: np.ndarray
+    run: np.ndarray
+
+    def take(self, ids: np.ndarray) -> Iterator[pa.Table]:
+        """Yield the rows of some (query, sample)s, object by object; those that the ledger lacks are left out."""
+        places = find_positions(self.ids, ids)
+        places = places[places >= 0]
+        for index in np.unique(self.shard[places]).tolist():
+            table = patiently(lambda index=index: read_table(self.folder, self.shards[index]))
+            starts = find_starts(table)
+            is_wanted = np.zeros(len(starts), dtype=bool)
+            is_wanted[self.run[places[self.shard[places] == index]]] = True
+            lengths = np.diff(np.append(starts, table.num_rows))
+            yield table.filter(pa.array(np.repeat(is_wanted, lengths)))
+
+
+def index_rows(folder: str, shards: Sequence[Shard]) -> RowIndex:
+    """Return where each (query, sample) of a ledger stands: the first that did not fail, else the last."""
+    found = read_runs(folder, shards)
+    if not found:
+        found = [(np.zeros(0, dtype="S16"), np.zeros(0, dtype=bool))]
+    sizes = [len(ids) for ids, _ in found]
+    ids = np.concatenate([ids for ids, _ in found])
+    failed = np.concatenate([failed for _, failed in found])
+    shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    run = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+    positions = np.arange(len(ids))
+    order = np.lexsort((np.where(failed, -positions, positions), failed, ids))
+    is_first = np.ones(len(ids), dtype=bool)
+    is_first[1:] = ids[order[1:]] != ids[order[:-1]]
+    chosen = order[is_first]
+    return RowIndex(folder, shards, ids[chosen], failed[chosen], shard[chosen], run[chosen])
 
 
 def pick_rows(folder: str, shards: Sequence[Shard], asked: np.ndarray) -> Iterator[pa.Table]:
@@ -29,44 +69,15 @@ def pick_rows(folder: str, shards: Sequence[Shard], asked: np.ndarray) -> Iterat
     Args:
         folder: the dataset's.
         shards: the ledger's objects.
-        asked: sorted packed ids.
+        asked: packed ids.
 
     Raises:
         DatasetError: the ledger lacks some of them.
     """
-    runs = _read_all(folder, shards)
-    chosen = _choose(runs, asked)
-    if len(chosen) < len(asked):
+    index = index_rows(folder, shards)
+    num_missing = int((find_positions(index.ids, asked) < 0).sum())
+    if num_missing:
         raise DatasetError(
-            f"{folder}: {len(asked) - len(chosen)} of {len(asked)} answers are not there. Run the same command again."
+            f"{folder}: {num_missing} of {len(asked)} answers are not there. Run the same command again."
         )
-    for index, shard in enumerate(shards):
-        wanted = runs.run[chosen[runs.shard[chosen] == index]]
-        if len(wanted):
-            table = read_table(folder, shard)
-            starts = find_starts(table)
-            is_wanted = np.zeros(len(starts), dtype=bool)
-            is_wanted[wanted] = True
-            lengths = np.diff(np.append(starts, table.num_rows))
-            yield table.filter(pa.array(np.repeat(is_wanted, lengths)))
-
-
-def _read_all(folder: str, shards: Sequence[Shard]) -> _Runs:
-    found = read_runs(folder, shards)
-    sizes = [len(ids) for ids, _ in found]
-    return _Runs(
-        ids=np.concatenate([ids for ids, _ in found]),
-        failed=np.concatenate([failed for _, failed in found]),
-        shard=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-        run=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
-    )
-
-
-def _choose(runs: _Runs, asked: np.ndarray) -> np.ndarray:
-    """Return the indices of the runs to use: for each id the first that did not fail, else the last."""
-    positions = np.arange(len(runs.ids))
-    order = np.lexsort((np.where(runs.failed, -positions, positions), runs.failed, runs.ids))
-    ids = runs.ids[order]
-    is_first = np.ones(len(ids), dtype=bool)
-    is_first[1:] = ids[1:] != ids[:-1]
-    return order[is_first & contains(asked, ids)]
+    yield from index.take(asked)

@@ -132,8 +132,9 @@ def load_schema(config: QualityConfig) -> dict[str, Any] | None:
     if not isinstance(config.json_schema, str):
         return config.json_schema
     key = f"create_data.quality.json_schema: {config.json_schema}"
+    text = _read_text(config.json_schema, key)
     try:
-        schema = json.loads(_read_text(config.json_schema, key))
+        schema = json.loads(text)
         check_schema(schema)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{key}, line {error.lineno}: not JSON ({error.msg}).") from error

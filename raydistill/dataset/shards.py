@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+from raydistill.core.patience import patiently
 from raydistill.core.records import Shard
 from raydistill.dataset.layout import write_table
 
@@ -41,5 +42,6 @@ class ShardWriter:
         return sum(table.num_rows for table in self._tables)
 
     def _write(self) -> None:
-        self._shards.append(write_table(self._folder, self._name, pa.concat_tables(self._tables)))
+        table = pa.concat_tables(self._tables)
+        self._shards.append(patiently(lambda: write_table(self._folder, self._name, table)))
         self._tables = []

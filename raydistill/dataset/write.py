@@ -2,7 +2,7 @@
 
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError, ConflictError, NotFoundError
-from raydistill.core.patience import patiently
+from raydistill.core.patience import replace_patiently
 from raydistill.core.prompts import Prompt
 from raydistill.core.records import Manifest, to_json
 from raydistill.core.uris import is_remote, join
@@ -65,14 +65,9 @@ def keep_prompt(prompt: Prompt, folder: str) -> None:
 
 def put_manifest(folder: str, manifest: Manifest, etag: str) -> str:
     """Replace the manifest, if it still is the one with this etag, and return the new etag."""
-    uri, data = join(folder, MANIFEST), to_json(manifest).encode()
     try:
-        return patiently(lambda: storage.write_bytes(uri, data, if_match=etag))
+        return replace_patiently(join(folder, MANIFEST), to_json(manifest).encode(), etag)
     except ConflictError as error:
-        # Where only the answer to our own write was lost, the repeated write finds it done.
-        current, current_etag = storage.read(uri)
-        if current == data:
-            return current_etag
         raise ConflictError(
             f"{folder}: another create_data is writing to this dataset. Let it finish, then run this one again."
         ) from error

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.schema import ApplicationStatus
@@ -19,12 +20,20 @@ from raydistill.engine.ingress import check_front, make_ingress
 ENGINE = "engine"  # the deployment's name in every application
 
 
-def build_application(llm_config: LLMConfig, config: EngineConfig) -> serve.Application:
+def build_application(llm_config: LLMConfig, config: EngineConfig, router: str | None = None) -> serve.Application:
     """Return the application: deployment `engine` behind the ingress with its OpenAI and token-level routes.
 
     Where RAYDISTILL_API_KEY is set here, every request has to carry it.
+
+    Args:
+        llm_config: of the engine.
+        config: the engine's settings.
+        router: the import path of a class that sends requests to its replicas; None for Serve's own.
     """
-    engine = build_llm_deployment(llm_config, override_serve_options={"name": ENGINE})
+    options: dict[str, Any] = {"name": ENGINE}
+    if router is not None:
+        options["request_router_config"] = RequestRouterConfig.model_validate({"request_router_class": router})
+    engine = build_llm_deployment(llm_config, override_serve_options=options)
     return make_ingress(engine, read_key(), config)
 
 

@@ -5,6 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ray import serve
 from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm import SamplingParams, TokensPrompt
-from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.logprobs import FlatLogprobs
 from vllm.sampling_params import RequestOutputKind
@@ -45,11 +46,15 @@ class TokenServer(LLMServer):
         engine: Any = self.engine
         await engine.start()
 
-    async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
+    async def generate(self, rows: list[TokenRequest], after: str | None = None) -> list[TokenResult]:
         """Return one result for each row.
 
         A row that the engine refuses (too long, bad parameters, unknown model) comes back with
         `finish_reason="error"` and the reason; the others are not touched by it.
+
+        Args:
+            rows: what to answer.
+            after: the id of a request for the same rows that failed; for the router, see raydistill.teacher.routing.
 
         Raises:
             EngineLostError: the engine is gone; the replica will be replaced, ask again.
@@ -108,6 +113,11 @@ class TokenServer(LLMServer):
             return self._llm_config.model_id, None
         raise NotFoundError(f"{model!r} is not served here. Known: {', '.join(self.known_models())}.")
 
+    @asynccontextmanager
+    async def use_model(self, model: str) -> AsyncIterator[tuple[str, Any]]:
+        """Resolve a request's `model` and keep what answers it in the engine for as long as the request runs."""
+        yield await self.resolve(model)
+
     def is_base(self, model: str) -> bool:
         """Return whether a request's `model` means the base model: nothing, its name or its folder."""
         return model in ("", self._llm_config.model_id, self._client.model_config.model)
@@ -149,6 +159,12 @@ class TokenServer(LLMServer):
                 raise VerificationError(f"the engine refused the adapter: {answer.error.message}")
         return models.lora_requests[name]
 
+    async def unload_adapter(self, name: str, adapter: Any) -> None:
+        """Take an adapter that no request uses out of the engine; afterwards its files are not asked for again."""
+        engine: Any = self.engine
+        await engine._oai_models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))  # unknown is as good
+        await self._client.remove_lora(adapter.lora_int_id)
+
     @property
     def _client(self) -> Any:
         engine: Any = self.engine
@@ -157,9 +173,9 @@ class TokenServer(LLMServer):
     async def _generate_row(self, row: TokenRequest) -> TokenResult:
         start = time.perf_counter()
         try:
-            name, adapter = await self.resolve(row.model)
-            with counting.asked(self.describe_asked(row.model, name)):
-                return await self.generate_with(row, name, adapter)
+            async with self.use_model(row.model) as (name, adapter):
+                with counting.asked(self.describe_asked(row.model, name)):
+                    return await self.generate_with(row, name, adapter)
         except EngineDeadError:
             raise _engine_lost() from None
         except (VLLMClientError, ValueError, TypeError, LookupError, RuntimeError) as error:

@@ -46,7 +46,8 @@ class Aliases:
     Attributes:
         mapping: alias -> label, like {"final": "v0003"}.
         history: every move, oldest first: {"id", "time", "by", "alias", "from", "to"}; "from" is None the first time.
-            Where "alias" and "to" are None, the version "from" was deleted.
+            Where "alias" and "to" are None, the version "from" was deleted. A rollback has "undoes" too: the id of the
+            oldest move that it takes back, with all that stood after it.
         etag: of `aliases.json`; storage.ABSENT where there is no such file yet.
     """
 
@@ -63,6 +64,24 @@ class Aliases:
         """Return the moves of one alias, oldest first."""
         return [move for move in self.history if move["alias"] == alias]
 
+    def standing_moves(self, alias: str) -> list[Move]:
+        """Return the moves of one alias that no rollback has taken back, oldest first; rollbacks are none of them."""
+        standing: list[Move] = []
+        for move in self.moves(alias):
+            undone = move.get("undoes")
+            ids = [earlier.get("id") for earlier in standing]
+            if undone is not None and undone in ids:
+                del standing[ids.index(undone) :]
+            else:
+                standing.append(move)
+        return standing
+
+    def targets(self, alias: str) -> list[str]:
+        """Return the labels that an alias has named, the newest first, each once, without those that were deleted."""
+        named = [self.mapping.get(alias), *(move["to"] for move in reversed(self.moves(alias)))]
+        deleted = self.deleted
+        return [label for label in dict.fromkeys(named) if label is not None and label not in deleted]
+
 
 def read_aliases(uri: str) -> Aliases:
     """Return the aliases below a model's registry folder; none yet gives an empty mapping.
@@ -72,14 +91,21 @@ def read_aliases(uri: str) -> Aliases:
     """
     found = _parse(join(uri, ALIASES_FILE), _parse_summary) or Aliases()
     while not is_remote(uri):
-        move = _parse(_entry_uri(uri, len(found.history) + 1), _parse_entry)
+        move = _parse(next_entry(uri, found), _parse_entry)
         if move is None:
             break
         found = _apply(found, move)
     return found
 
 
-def move_alias(uri: str, alias: str, label: str, seen: Aliases | None = None, attempts: int = ATTEMPTS) -> Aliases:
+def move_alias(
+    uri: str,
+    alias: str,
+    label: str,
+    seen: Aliases | None = None,
+    attempts: int = ATTEMPTS,
+    undoes: str | None = None,
+) -> Aliases:
     """Point an alias at a published version and return the aliases as written.
 
     Where the alias points there already, nothing is written. Moves of other aliases in between do no harm.
@@ -90,6 +116,7 @@ def move_alias(uri: str, alias: str, label: str, seen: Aliases | None = None, at
         label: like `v0001`; must be published.
         seen: the aliases as the caller decided by them; None: as they are now.
         attempts: how often to try against writers of other aliases.
+        undoes: for a rollback, the id of the oldest move that it takes back.
 
     Raises:
         NotFoundError: the version is not published.
@@ -108,7 +135,7 @@ def move_alias(uri: str, alias: str, label: str, seen: Aliases | None = None, at
             raise ConflictError(_describe_lost_race(uri, label, others[-1]))
         if label in current.deleted:
             raise NotFoundError(f"{uri}: {label} was deleted; {known_versions(uri)}")
-        return make_move(alias, current.mapping.get(alias), label)
+        return make_move(alias, current.mapping.get(alias), label) | ({"undoes": undoes} if undoes else {})
 
     num_seen = len((seen or read_aliases(uri)).moves(alias))
     return append_move(uri, decide, f"alias {alias!r} could not be moved to {label}", attempts)
@@ -150,7 +177,7 @@ def _write(uri: str, current: Aliases, move: Move) -> Aliases:
     if is_remote(uri):
         return dataclasses.replace(new, etag=storage.write_bytes(place, summary, if_match=current.etag))
     entry = (canonical_json(move) + "\n").encode()
-    storage.write_bytes(_entry_uri(uri, len(new.history)), entry, if_match=storage.ABSENT)
+    storage.write_bytes(next_entry(uri, current), entry, if_match=storage.ABSENT)
     with suppress(StorageError):  # the entry has decided; the next move writes the summary too
         return dataclasses.replace(new, etag=storage.write_bytes(place, summary))
     return new
@@ -162,8 +189,9 @@ def _apply(aliases: Aliases, move: Move) -> Aliases:
     return dataclasses.replace(aliases, mapping=mapping, history=[*aliases.history, move])
 
 
-def _entry_uri(uri: str, number: int) -> str:
-    return join(uri, HISTORY_FOLDER, f"{number:06d}.json")
+def next_entry(uri: str, aliases: Aliases) -> str:
+    """Return where, on a folder, the next move will be written: once it is there, these aliases are old."""
+    return join(uri, HISTORY_FOLDER, f"{len(aliases.history) + 1:06d}.json")
 
 
 def make_move(alias: str | None, old: str | None, new: str | None) -> Move:

@@ -5,6 +5,7 @@ from raydistill.core.errors import ConfigError, ConflictError, NotFoundError
 from raydistill.core.uris import join
 from raydistill.registry.aliases import Aliases, Move, append_move, make_move
 from raydistill.registry.files import ADAPTER_FILES
+from raydistill.registry.merged import delete_merged
 from raydistill.registry.publish import CLAIM_FILE
 from raydistill.registry.versions import LABEL, VERSION_FILE, known_versions
 
@@ -13,7 +14,8 @@ def delete_version(uri: str, label: str) -> None:
     """Delete a version; its number is never used again.
 
     The deletion is an entry of the aliases' history: of it and a promotion at once only one can win. Then
-    `version.json` goes first, so that nobody reads half a version. Where it was interrupted, the same call ends it.
+    `version.json` goes first of its files, so that nobody reads half a version. Where it was interrupted, the same
+    call ends it.
 
     Args:
         uri: the model's registry folder.
@@ -44,3 +46,4 @@ def delete_version(uri: str, label: str) -> None:
     storage.write_bytes(join(uri, label, CLAIM_FILE), b"")  # keeps the number taken
     for name in (VERSION_FILE, *ADAPTER_FILES):
         storage.delete(join(uri, label, name))
+    delete_merged(uri, label)

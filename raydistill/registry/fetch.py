@@ -3,27 +3,32 @@
 import contextlib
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from raydistill.core import storage
 from raydistill.core.errors import NotFoundError, VerificationError
+from raydistill.core.etags import find_etag
 from raydistill.core.records import FileEntry, Version
 from raydistill.core.uris import NAME, join
 from raydistill.registry.files import ADAPTER_FILES, check_file
+from raydistill.registry.versions import VERSION_FILE
 
 
-def fetch_version(uri: str, version: Version, folder: str | Path) -> Path:
+def fetch_version(uri: str, version: Version, folder: str | Path, seconds: dict[str, float] | None = None) -> Path:
     """Return a local folder with the version's two files, every digest checked; download it where it is not there.
 
     Args:
         uri: the model's registry folder.
         version: as read from there.
         folder: the local cache; the version's own folder in it is never used for other weights.
+        seconds: takes what a download took, under "download" and "digests".
 
     Raises:
-        VerificationError: the version lists other files than an adapter's two, one of them is missing, or a size or
-            digest is wrong.
+        VerificationError: the version lists other files than an adapter's two, or a size or digest is wrong.
+        NotFoundError: a file that it lists is missing. The store may be slow to show it, so this is no verdict.
     """
+    seconds = {} if seconds is None else seconds
     names = sorted(entry.name for entry in version.files)
     if names != sorted(ADAPTER_FILES):
         raise VerificationError(f"{uri}/{version.label} lists the files {names}; allowed are {sorted(ADAPTER_FILES)}.")
@@ -36,8 +41,14 @@ def fetch_version(uri: str, version: Version, folder: str | Path) -> Path:
     private = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         for entry in version.files:
-            data = _read_checked(join(uri, version.label, entry.name), entry)
+            start = time.perf_counter()
+            place = join(uri, version.label, entry.name)
+            data = _read(place, entry)
             (private / entry.name).write_bytes(data)
+            middle = time.perf_counter()
+            check_file(entry, data, place)
+            seconds["download"] = seconds.get("download", 0.0) + middle - start
+            seconds["digests"] = seconds.get("digests", 0.0) + time.perf_counter() - middle
         _put_in_place(private, target, version)
     finally:
         shutil.rmtree(private, ignore_errors=True)
@@ -47,19 +58,22 @@ def fetch_version(uri: str, version: Version, folder: str | Path) -> Path:
 def _is_whole(target: Path, version: Version) -> bool:
     try:
         for entry in version.files:
-            _read_checked(str(target / entry.name), entry)
-    except VerificationError:
+            check_file(entry, _read(str(target / entry.name), entry), str(target))
+    except (VerificationError, NotFoundError):
         return False
     return True
 
 
-def _read_checked(place: str, entry: FileEntry) -> bytes:
+def _read(place: str, entry: FileEntry) -> bytes:
     try:
-        data = storage.read_bytes(place, max_bytes=entry.bytes)
+        return storage.read_bytes(place, max_bytes=entry.bytes)
     except NotFoundError as error:
-        raise VerificationError(f"{place} is missing, but the version lists it. Publish the adapter again.") from error
-    check_file(entry, data, place)
-    return data
+        raise NotFoundError(f"{place} is missing, but the version lists it. Publish the adapter again.") from error
+
+
+def find_content(uri: str, label: str) -> str:
+    """Return what changes when a version's files do, without reading them; see `etags.find_etag`."""
+    return " ".join(find_etag(join(uri, label, name)) for name in (VERSION_FILE, *ADAPTER_FILES))
 
 
 def _put_in_place(private: Path, target: Path, version: Version) -> None:

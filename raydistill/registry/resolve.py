@@ -36,15 +36,15 @@ def promote(uri: str, alias: str, label: str, force: bool = False, seen: Aliases
 
 
 def rollback(uri: str, alias: str, to: str | None = None) -> Aliases:
-    """Move an alias back to what it named before its last move; a move like any other, kept in the history.
+    """Take back an alias's last move; a move like any other, kept in the history.
 
-    A version that was promoted once needs no `force` now.
+    Each further rollback goes one promotion further back, as an undo does; what was promoted and taken back is not
+    come by again. A version that was promoted once needs no `force` now.
 
     Args:
         uri: the model's registry folder.
         alias: like `final`.
-        to: a version that the alias named at some time; None: the one before the last move. So a second rollback
-            without `to` takes back the first.
+        to: a version that the alias named at some time; None: the one before its last move that still stands.
 
     Raises:
         NotFoundError: the alias never named another version (or not that one), or it is not published any more.
@@ -56,11 +56,22 @@ def rollback(uri: str, alias: str, to: str | None = None) -> Aliases:
         known = ", ".join(sorted(seen.mapping)) or "none"
         raise NotFoundError(f"{uri} holds no alias {alias!r}; known aliases: {known}.")
     named = sorted({label for move in moves for label in (move["from"], move["to"]) if label is not None})
-    label = to or moves[-1]["from"]
-    if label is None:
-        raise NotFoundError(f"{uri}: {alias} has named {seen.mapping[alias]} only: there is nothing to go back to.")
-    if label not in named:
+    if to is not None and to not in named:
         raise NotFoundError(
-            f"{uri}: {alias} never named {label}, only {', '.join(named)}. To move it on, use promote instead."
+            f"{uri}: {alias} never named {to}, only {', '.join(named)}. To move it on, use promote instead."
         )
-    return move_alias(uri, alias, label, seen)
+    standing = seen.standing_moves(alias)
+    undone = next((move for move in reversed(standing) if to in (None, move["from"])), None)
+    label = to or (undone["from"] if undone else None)
+    if label is None:
+        raise NotFoundError(_describe_bottom(uri, alias, seen.mapping[alias], named))
+    return move_alias(uri, alias, label, seen, undoes=undone.get("id") if undone else None)
+
+
+def _describe_bottom(uri: str, alias: str, label: str, named: list[str]) -> str:
+    if named == [label]:
+        return f"{uri}: {alias} has named {label} only: there is nothing to go back to."
+    return (
+        f"{uri}: {alias} is back at {label}, the first version that it named: there is nothing further back. It has "
+        f"named {', '.join(named)}: promote one of them, or name it with --to."
+    )

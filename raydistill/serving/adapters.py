@@ -1,161 +1,210 @@
-"""What a replica serves: which version each alias points to, and why a version was refused.
+"""What a replica serves: which version each alias means, and what it does not serve and why.
 
-A version is downloaded beside the old one, checked, loaded under an id that is never reused, and proved by its
-probe; only then does the replica's own pointer move, between requests. A refused version leaves the old one serving.
+An alias means the newest version of its own history that passes every check. So a refused version leaves the one
+before serving, and a replica that starts now agrees with those that were there all along. A version that cannot be
+*read* is tried again at each poll; one that was *refused* only when an alias is moved to it once more, or its files
+have changed. The pointer moves between requests; a running request ends on the version it began with.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
-from raydistill.core import storage
-from raydistill.core.errors import NotFoundError, RaydistillError, StorageError, VerificationError
-from raydistill.core.records import Version
-from raydistill.core.uris import join, parse_model_path
-from raydistill.registry.aliases import read_aliases
-from raydistill.registry.check import check_version
-from raydistill.registry.fetch import fetch_version
-from raydistill.registry.probe import probe_passes
-from raydistill.registry.versions import read_version
+from raydistill.core.errors import NotFoundError, RaydistillError, RefusedError, ServiceError, StorageError
+from raydistill.core.uris import parse_model_path
+from raydistill.engine import metrics
+from raydistill.registry.follow import Followed, Follower
+from raydistill.registry.versions import LABEL
+from raydistill.serving.gate import Gate, Loaded
+from raydistill.serving.shelf import Shelf
 
 logger = logging.getLogger(__name__)
 
+LOOK_BACK = 8  # versions of an alias's history that are tried where the newest are refused
+SLOW_SECONDS = 10.0  # a look at the registry that takes longer is told in the status while it lasts
 
-@dataclass(frozen=True)
-class Loaded:
-    """A version in the engine."""
-
-    version: Version
-    engine_name: str  # name/v0001@digest: what every response carries
-    adapter: Any  # vLLM's LoRARequest
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a version must pass before traffic: where it is unpacked, what it is checked against, how it is tried."""
-
-    folder: Path
-    model_dir: str
-    max_rank: int
-    load: Callable[[str, Path], Awaitable[Any]]  # engine name, folder -> adapter
-    score: Callable[[Version, str, Any], Awaitable[list[float]]]  # -> log-probability of each probe point's token
+Key = tuple[str, str]  # (model's name, alias)
 
 
 class AdapterTable:
     """The aliases and versions of every model below one registry folder, as this replica serves them."""
 
-    def __init__(self, models_uri: str, gate: Gate) -> None:
-        """Take the registry's folder (ROOT/models) and the checks."""
-        self._models_uri = models_uri
-        self._gate = gate
-        self._aliases: dict[tuple[str, str], Loaded] = {}
-        self._loaded: dict[tuple[str, str], Loaded] = {}
-        self._refused: dict[tuple[str, str], str] = {}
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
-        self._storage_error: str | None = None
+    def __init__(self, models_uri: str, gate: Gate, max_resident: int) -> None:
+        """Take the registry's folder (ROOT/models), the checks, and how many versions the engine keeps in memory."""
+        self._uri = models_uri
+        self._shelf = Shelf(models_uri, gate, max_resident)
+        self._follower = Follower(models_uri)
+        self._followed = Followed({}, {})
+        self._served: dict[Key, Loaded] = {}
+        self._unread: dict[Key, str] = {}  # (name, label) of what an alias names and cannot be read now
+        self._storage_error: tuple[str, str] | None = None  # what, and since when
+        self._asking: tuple[float, str] | None = None  # since when, on both clocks
 
-    async def refresh(self) -> None:
-        """Follow the aliases to where they point now; storage that is away leaves everything as it was."""
+    async def start(self, poll_seconds: float, patience_seconds: float, version_patience_seconds: float) -> None:
+        """Return when what the aliases name is served or was refused; what cannot be read is asked for again.
+
+        Args:
+            poll_seconds: between two tries.
+            patience_seconds: for a registry that cannot be read: a replica that knows of no version would answer 404
+                for what its siblings serve.
+            version_patience_seconds: for single versions that cannot be read; then the version before is served.
+
+        Raises:
+            StorageError: patience ended.
+        """
+        start = time.monotonic()
+        while True:
+            await self.refresh()
+            waited = time.monotonic() - start
+            if self._storage_error is not None:
+                if waited > patience_seconds:
+                    raise StorageError(f"the registry could not be read for {waited:.0f} s: {self._storage_error[0]}")
+            elif not self._unread:
+                return
+            elif waited > version_patience_seconds:
+                await self.refresh(falls_back=True)
+                return
+            await asyncio.sleep(poll_seconds)
+
+    async def refresh(self, falls_back: bool = False) -> None:
+        """Follow the aliases to where they point now; storage that is away leaves everything as it was.
+
+        Args:
+            falls_back: an alias that means no version yet takes an older one where the newest cannot be read.
+        """
+        self._asking = (time.monotonic(), _now())
         try:
-            found = await asyncio.to_thread(self._read_all)
-        except StorageError as error:
+            self._followed = await asyncio.to_thread(self._follower.poll)
+        except OSError as error:
             if self._storage_error is None:
                 logger.warning("the registry cannot be read, serving what is loaded: %s", error)
-            self._storage_error = str(error)
+            self._storage_error = (str(error), (self._storage_error or self._asking)[1])
+            metrics.count_storage_error()
             return
+        finally:
+            self._asking = None
         self._storage_error = None
-        for key in set(self._aliases) - set(found):
-            del self._aliases[key]
-        for (name, alias), label in found.items():
-            current = self._aliases.get((name, alias))
-            if current is not None and current.version.label == label:
-                continue
-            try:
-                loaded = await self._get(name, label)
-            except RaydistillError as error:
-                logger.error("%s/%s stays where it is: %s refused: %s", name, alias, label, error)
-                continue
-            self._aliases[name, alias] = loaded
-            logger.info("%s/%s is now %s", name, alias, loaded.engine_name)
+        self._unread = {}
+        wanted = {(name, alias) for name, found in self._followed.models.items() for alias in found.mapping}
+        await asyncio.gather(*(self._follow(key, falls_back) for key in sorted(wanted)))
+        for key in set(self._served) - wanted:
+            metrics.set_active("/".join(key), "", self._served.pop(key).engine_name)
+        await self._evict()
 
-    def _read_all(self) -> dict[tuple[str, str], str]:
-        return {
-            (name, alias): label
-            for name in storage.list_names(self._models_uri)
-            for alias, label in read_aliases(join(self._models_uri, name)).mapping.items()
-        }
+    async def _follow(self, key: Key, falls_back: bool) -> None:
+        """Let an alias mean the newest version of its history that passes."""
+        name, alias = key
+        noticed, current, aliases = time.perf_counter(), self._served.get(key), self._followed.models[name]
+        targets = aliases.targets(alias)[:LOOK_BACK]
+        for label in targets:
+            if current is not None and current.version.label == label:
+                return
+            was_there = (name, label) in self._shelf.loaded
+            try:
+                if label == targets[0]:
+                    await self._shelf.forgive((name, label), aliases.history)
+                loaded = await self._shelf.get((name, label), len(aliases.history))
+            except RefusedError:
+                continue
+            except Exception as error:  # noqa: BLE001 - one version's trouble must not hold up the others
+                logger.warning("%s/%s cannot follow to %s now: %r", name, alias, label, error)
+                self._unread[name, label] = f"{type(error).__name__}: {error}"
+                if current is not None or not falls_back:
+                    return
+                continue
+            self._point(key, loaded)
+            parts = {} if was_there else loaded.seconds
+            metrics.observe_swap("/".join(key), loaded.engine_name, {**parts, "total": time.perf_counter() - noticed})
+            return
+
+    def _point(self, key: Key, loaded: Loaded) -> None:
+        before = self._served.get(key)
+        self._served[key] = loaded
+        logger.info("%s is now %s", "/".join(key), loaded.engine_name)
+        metrics.set_active("/".join(key), loaded.engine_name, before.engine_name if before else None)
+
+    async def _evict(self) -> None:
+        await self._shelf.evict([loaded.engine_name for loaded in self._served.values()])
 
     async def find(self, model: str) -> Loaded:
-        """Return the version that answers `name`, `name/alias` or `name/v0001` now.
+        """Return the version that answers `name`, `name/alias` or `name/v0001` now; to run on it, see `use`.
 
         Raises:
             NotFoundError: nothing verified is served under that name; the message names what is.
+            ServiceError: the version is known, but cannot be read now.
         """
         try:
             name, ref = parse_model_path(model)
         except RaydistillError as error:
             raise NotFoundError(f"{model!r} is not served here. {self._describe()}") from error
-        if (name, ref) in self._aliases:
-            return self._aliases[name, ref]
-        if ref[:1] == "v" and ref[1:].isdigit():
-            try:
-                return await self._get(name, ref)
-            except VerificationError as error:
-                raise NotFoundError(f"{name}/{ref} was refused: {error}") from error
-            except NotFoundError as error:
-                raise NotFoundError(f"{model!r} is not served here. {self._describe()}") from error
-        raise NotFoundError(f"{model!r} is not served here. {self._describe()}")
+        served = self._served.get((name, ref))
+        if served is None and not LABEL.fullmatch(ref):
+            raise NotFoundError(f"{model!r} is not served here{self._explain(name, ref)}. {self._describe()}")
+        label = served.version.label if served else ref
+        try:
+            return await self._shelf.get((name, label))
+        except RefusedError as error:
+            raise NotFoundError(f"{name}/{ref} was refused: {error}") from error
+        except NotFoundError as error:
+            raise NotFoundError(f"{model!r} is not served here. {self._describe()}") from error
+        except StorageError as error:
+            raise ServiceError(f"{name}/{ref} cannot be read now; try again.") from error
 
-    async def _get(self, name: str, label: str) -> Loaded:
-        key = (name, label)
-        if key in self._loaded:
-            return self._loaded[key]
-        if key in self._refused:
-            raise VerificationError(self._refused[key])
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            if key not in self._loaded:
-                try:
-                    self._loaded[key] = await self._load(name, label)
-                except VerificationError as error:
-                    self._refused[key] = str(error)  # a version is immutable: it never becomes right
-                    raise
-        return self._loaded[key]
-
-    async def _load(self, name: str, label: str) -> Loaded:
-        uri = join(self._models_uri, name)
-        version = await asyncio.to_thread(read_version, uri, label)
-        engine_name = f"{name}/{label}@{version.content_digest}"
-        folder = await asyncio.to_thread(fetch_version, uri, version, self._gate.folder)
-        await asyncio.to_thread(check_version, version, folder, self._gate.model_dir, self._gate.max_rank)
-        adapter = await self._gate.load(engine_name, folder)
-        served = await self._gate.score(version, engine_name, adapter)
-        passed, reason = probe_passes(version.probe, served)
-        if not passed:
-            raise VerificationError(f"the probe failed: {reason}")
-        return Loaded(version, engine_name, adapter)
+    @asynccontextmanager
+    async def use(self, model: str) -> AsyncIterator[Loaded]:
+        """Find a version and keep it in the engine for as long as the request runs; see `find`."""
+        loaded = await self.find(model)
+        with self._shelf.hold(loaded):  # nothing is awaited in between: it cannot leave before
+            yield loaded
 
     def names(self) -> list[str]:
         """Return the names that requests may use: aliases and loaded versions."""
-        aliases = [f"{name}/{alias}" for name, alias in self._aliases]
-        return sorted({*aliases, *(f"{name}/{label}" for name, label in self._loaded)})
+        return sorted({*map("/".join, self._served), *map("/".join, self._shelf.loaded)})
 
     def saved_tokens(self, engine_name: str) -> int:
         """Return how many tokens of P a version's prompts do without; 0 where its record does not say."""
-        versions = [item.version for item in self._loaded.values() if item.engine_name == engine_name]
+        versions = [item.version for item in self._shelf.loaded.values() if item.engine_name == engine_name]
         return int(versions[0].metrics.get("prompt_tokens_saved") or 0) if versions else 0
 
     def status(self) -> dict[str, Any]:
-        """Return aliases with their exact versions, refused versions with their reasons, and the storage's state."""
+        """Return aliases with their exact versions, what is not served and why, and the storage's state."""
+        refused = {"/".join(key): item.reason for key, item in sorted(self._shelf.refused.items())}
+        unread = {"/".join(key): reason for key, reason in sorted(self._unread.items())} | self._followed.unreadable
+        error = self._storage_error
+        if error is None and self._asking is not None and time.monotonic() - self._asking[0] > SLOW_SECONDS:
+            error = (f"{self._uri} does not answer", self._asking[1])
         return {
-            "aliases": {f"{name}/{alias}": item.engine_name for (name, alias), item in sorted(self._aliases.items())},
-            "refused": {f"{name}/{label}": reason for (name, label), reason in sorted(self._refused.items())},
-            "storage_error": self._storage_error,
+            "aliases": {"/".join(key): item.engine_name for key, item in sorted(self._served.items())},
+            "wanted": {
+                f"{name}/{alias}": label
+                for name, found in sorted(self._followed.models.items())
+                for alias, label in sorted(found.mapping.items())
+            },
+            "refused": refused,
+            "unread": unread,
+            "load_seconds": {item.engine_name: item.seconds for item in self._shelf.loaded.values()},
+            "storage_error": error[0] if error else None,
+            "storage_error_since": error[1] if error else None,
         }
 
+    def _explain(self, name: str, ref: str) -> str:
+        """Return why an alias that is known means no version, as the end of a sentence."""
+        found = self._followed.models.get(name)
+        label = found.mapping.get(ref) if found else None
+        if label is None:
+            return ""
+        refusal = self._shelf.refused.get((name, label))
+        return f": {label} was refused" if refusal else f": {label} cannot be read now"
+
     def _describe(self) -> str:
-        refused = ", ".join(f"{name}/{label}" for name, label in sorted(self._refused))
+        refused = ", ".join("/".join(key) for key in sorted(self._shelf.refused))
         known = ", ".join(self.names()) or "none"
         return f"Known: {known}." + (f" Refused: {refused} (see /status)." if refused else "")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

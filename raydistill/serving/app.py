@@ -36,6 +36,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     llm_config.experimental_configs["raydistill"] = {
         "models_uri": join(absolute(config.storage), "models"),
         "max_lora_rank": config.max_lora_rank,
+        "max_resident": llm_config.engine_kwargs["max_cpu_loras"],
         "poll_seconds": config.poll_seconds,
     }
     return build_application(llm_config, config)

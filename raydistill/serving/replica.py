@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from raydistill.core.errors import NotFoundError
+from raydistill.core.errors import NotFoundError, ServiceError
 from raydistill.core.records import TokenRequest, Version
 from raydistill.core.uris import parse_model_path
 from raydistill.engine import counting
@@ -16,6 +18,9 @@ from raydistill.serving.adapters import AdapterTable, Gate
 
 logger = logging.getLogger(__name__)
 
+REGISTRY_PATIENCE_SECONDS = 540.0  # below the default of start_timeout_seconds, so that the reason is told
+VERSION_PATIENCE_SECONDS = 20.0
+
 
 class StudentServer(TokenServer):
     """TokenServer with the base model and every verified version that an alias points to."""
@@ -24,7 +29,7 @@ class StudentServer(TokenServer):
     _poll: asyncio.Task[None]
 
     async def start(self) -> None:
-        """Start the engine, then load what the aliases point to, before the replica reports healthy."""
+        """Start the engine, then load what the aliases mean, before the replica reports healthy."""
         await super().start()
         options = self._llm_config.experimental_configs["raydistill"]
         self._folder = tempfile.TemporaryDirectory(prefix="raydistill-adapters-")
@@ -34,9 +39,10 @@ class StudentServer(TokenServer):
             max_rank=options["max_lora_rank"],
             load=self.load_adapter,
             score=self._score_probe,
+            unload=self.unload_adapter,
         )
-        self._table = AdapterTable(options["models_uri"], gate)
-        await self._table.refresh()
+        self._table = AdapterTable(options["models_uri"], gate, options["max_resident"])
+        await self._table.start(options["poll_seconds"], REGISTRY_PATIENCE_SECONDS, VERSION_PATIENCE_SECONDS)
         self._poll = asyncio.create_task(self._follow(options["poll_seconds"]))
 
     async def _follow(self, poll_seconds: float) -> None:
@@ -60,6 +66,15 @@ class StudentServer(TokenServer):
         loaded = await self._table.find(model)
         return loaded.engine_name, loaded.adapter
 
+    @asynccontextmanager
+    async def use_model(self, model: str) -> AsyncIterator[tuple[str, Any]]:
+        """Resolve a request's `model` and keep its version in the engine for as long as the request runs."""
+        if self.is_base(model):
+            yield self._llm_config.model_id, None
+            return
+        async with self._table.use(model) as loaded:
+            yield loaded.engine_name, loaded.adapter
+
     def known_models(self) -> list[str]:
         """Return the base model, the aliases and the loaded versions."""
         return [self._llm_config.model_id, *self._table.names()]
@@ -69,13 +84,21 @@ class StudentServer(TokenServer):
         return await super().status() | self._table.status()
 
     async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
-        """Answer an OpenAI chat by the exact version that the alias means now."""
+        """Return the answer of an OpenAI chat by the exact version that the alias means as it is first read."""
+        return self._chat(request, raw_request_info)
+
+    async def _chat(self, request: Any, raw_request_info: Any) -> AsyncIterator[Any]:
         try:
-            name, _ = await self.resolve(request.model or "")
+            async with self.use_model(request.model or "") as (name, _):
+                counting.set_asked(self.describe_asked(request.model or "", name))
+                exact = request.model_copy(update={"model": name})
+                async with aclosing(await super().chat(exact, raw_request_info)) as parts:  # ends before the hold does
+                    async for part in parts:
+                        yield part
         except NotFoundError as error:
-            return _one_error(str(error.args[0]))
-        counting.set_asked(self.describe_asked(request.model or "", name))
-        return await super().chat(request.model_copy(update={"model": name}), raw_request_info)
+            yield _make_error(str(error.args[0]), "NotFoundError", 404)
+        except ServiceError as error:
+            yield _make_error(str(error.args[0]), "ServiceUnavailableError", 503)
 
     def describe_asked(self, model: str, name: str) -> Asked:
         """Return as what a row counts: alias, exact version, and the tokens of P that it did not have to carry."""
@@ -92,7 +115,7 @@ class StudentServer(TokenServer):
         return [result.scores[0][0] if result.scores else float("nan") for result in results]
 
 
-async def _one_error(message: str) -> Any:
+def _make_error(message: str, kind: str, code: int) -> Any:
     from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, ErrorResponse
 
-    yield ErrorResponse(error=ErrorInfo(message=message, type="NotFoundError", code=404))
+    return ErrorResponse(error=ErrorInfo(message=message, type=kind, code=code))

@@ -12,6 +12,8 @@ from raydistill.engine.args import make_llm_config
 from raydistill.engine.config import EngineConfig
 from raydistill.engine.server import TokenServer
 
+ROUTER = "raydistill.teacher.routing.ElsewhereRouter"
+
 
 class TeacherConfig(EngineConfig):
     """Arguments of the teacher's application in a Serve config file."""
@@ -24,7 +26,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     """Return the teacher's application from the `args` of a Serve config file."""
     config = validate(TeacherConfig, args, "teacher args")
     llm_config = make_llm_config(config.model, resolve_model(config.model), config, TokenServer, lora=False)
-    return build_application(llm_config, config)
+    return build_application(llm_config, config, ROUTER)
 
 
 def start(model: str, engine: EngineConfig, application: tuple[str, str] = ("teacher", "/teacher")) -> DeploymentHandle:

@@ -23,7 +23,7 @@ from raydistill.teacher.attempt import AskSettings, Attempts
 from raydistill.teacher.converse import Conversation
 from raydistill.teacher.places import Places
 from raydistill.teacher.rows import read_requests
-from raydistill.teacher.tally import Word
+from raydistill.teacher.tally import State, Word
 
 WAIT_SECONDS = 0.1
 OBJECTS_IN_WORK = 2  # of an actor: the next one's rows fill the places that the last slow rows of one leave empty
@@ -106,7 +106,8 @@ class AskTeacher:
     """Asks a teacher for every row of a request object and commits the answers as they come.
 
     Rows that are asked and not committed are never more than commit_rows: that is what a kill asks again. Where
-    the object was in work before (its actor died), the rows that were committed then are left alone.
+    the object was in work before (its actor died), the rows that were committed then are left alone. They are found
+    by the object's name, since nothing of an object is joined into a large one before the tally hears of its end.
     """
 
     def __init__(self, desk: Desk) -> None:
@@ -134,9 +135,17 @@ class AskTeacher:
         desk = self._desk
         if name not in desk.first:
             self._wait_for_the_first()
-        answered = desk.ledger.read_answered(name)
+        state: State = ray.get(desk.tally.begin.remote(name))
+        if state == "ended":  # only the word of it was lost
+            return 0
+        answered = desk.ledger.read_answered(name) if state == "begun" else set()
         requests = patiently(lambda: read_requests(desk.requests, name))
-        rows = [row for row in requests if row["id"] not in answered]
+        committed = self._ask(name, [row for row in requests if row["id"] not in answered])
+        ray.get(desk.tally.end.remote(name))
+        return committed
+
+    def _ask(self, name: str, rows: list[dict[str, Any]]) -> int:
+        """Ask rows of an object and commit the answers as they come; return how many."""
         groups = iter([rows[start : start + self._group] for start in range(0, len(rows), self._group)])
         asked: dict[Future[list[Answer]], int] = {}  # with the number of rows of each
         answers: list[Answer] = []

@@ -13,6 +13,7 @@ from ray.serve.schema import ReplicaState
 
 from raydistill.core.errors import ServiceError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
+from raydistill.teacher.routing import AFTER
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 8.0
@@ -68,14 +69,19 @@ class Attempts:
     """
 
     def __init__(self, handle: DeploymentHandle, settings: AskSettings) -> None:
-        """Take the engine's handle and how to ask."""
-        self._handle = handle
+        """Take the engine's handle and how to ask.
+
+        The method is looked up here, by one thread: what several threads look up at once gets several routers with
+        one name, whose reports to Serve's autoscaler overwrite one another, and a busy teacher is taken for an idle
+        one (seen: scaled to zero under 8 rows at a time).
+        """
+        self._generate = handle.generate
         self._settings = settings
 
     def ask(self, requests: Sequence[TokenRequest]) -> list[TokenResult]:
         """Return one result for each request, in order; what failed for good has an `error`."""
         results: list[TokenResult | None] = [None] * len(requests)
-        errors = [""] * len(requests)
+        errors = [_Failure("")] * len(requests)
         start = time.monotonic()
         for attempt in range(self._settings.max_attempts):
             missing = [index for index, result in enumerate(results) if result is None]
@@ -86,45 +92,65 @@ class Attempts:
             # Together at first; after a failure each alone, so that one bad row does not take others with it.
             groups = [missing] if not attempt else [[index] for index in missing]
             for group in groups:
-                for index, result in zip(group, self._call([requests[index] for index in group]), strict=True):
-                    if isinstance(result, str):
+                # Those of a group of several have not failed yet.
+                called = self._call([requests[index] for index in group], errors[group[0]].request_id)
+                for index, result in zip(group, called, strict=True):
+                    if isinstance(result, _Failure):
                         errors[index] = result
                     else:
                         results[index] = result
         seconds = time.monotonic() - start
         return [
             result
-            or failed_result(requests[index].tokens, f"asked {self._settings.max_attempts} times: {error}", seconds)
+            or failed_result(
+                requests[index].tokens, f"asked {self._settings.max_attempts} times: {error.reason}", seconds
+            )
             for index, (result, error) in enumerate(zip(results, errors, strict=True))
         ]
 
-    def _call(self, requests: list[TokenRequest]) -> list[TokenResult | str]:
-        """Ask once; a text says why there is no result."""
+    def _call(self, requests: list[TokenRequest], after: str | None) -> "list[TokenResult | _Failure]":
+        """Ask once.
+
+        Args:
+            requests: what to ask.
+            after: the id of the request that failed before; another replica is asked, where there is one.
+        """
         deadline = time.monotonic() + self._settings.timeout_seconds
+        hint = {} if after is None else {AFTER: after}
         busy = 0
         while True:
-            response = self._handle.generate.remote(requests)
+            response = self._generate.remote(requests, **hint)
             try:
                 results = response.result(timeout_s=max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 response.cancel()
-                return [f"no answer within {self._settings.timeout_seconds:g} s"] * len(requests)
+                reason = f"no answer within {self._settings.timeout_seconds:g} s"
             except BackPressureError as failure:
                 busy += 1
                 wait_seconds = backoff_seconds(busy)
-                if time.monotonic() + wait_seconds > deadline:
-                    return [describe_failure(failure)] * len(requests)
-                time.sleep(wait_seconds)
+                if time.monotonic() + wait_seconds <= deadline:
+                    time.sleep(wait_seconds)
+                    continue
+                reason = describe_failure(failure)
             except (RayError, RayServeException) as failure:
-                return [describe_failure(failure)] * len(requests)
+                reason = describe_failure(failure)
             else:
-                return [_check(result) for result in results]
+                return [_check(result, response.request_id) for result in results]
+            return [_Failure(reason, response.request_id)] * len(requests)
 
 
-def _check(result: TokenResult) -> TokenResult | str:
+@dataclass(frozen=True)
+class _Failure:
+    """Why there is no result, and which of Serve's requests failed."""
+
+    reason: str
+    request_id: str | None = None
+
+
+def _check(result: TokenResult, request_id: str) -> TokenResult | _Failure:
     if result.error is None and result.finish_reason != "error":
         return result
-    return result.error or "the engine gave no reason"
+    return _Failure(result.error or "the engine gave no reason", request_id)
 
 
 def backoff_seconds(attempt: int) -> float:

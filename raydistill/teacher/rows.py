@@ -6,6 +6,7 @@ Nothing here holds all queries: what is known of each is its packed id, and the 
 import hashlib
 import io
 import json
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -142,7 +143,11 @@ def object_rows(num_rows: int, num_actors: int, smallest: int) -> int:
 
 
 def write_requests(rows: Iterable[dict[str, Any]], rows_per_object: int, folder: str) -> list[str]:
-    """Write rows of REQUEST_SCHEMA as Parquet objects into a folder; returns the objects' names, without suffix."""
+    """Write rows of REQUEST_SCHEMA as Parquet objects into a folder; returns the objects' names, without suffix.
+
+    A name is never used again: where failed rows are asked once more, the same rows are another object, so that the
+    answers of before are not taken for its own.
+    """
     return [_write_object(batch, folder) for batch in _batches(rows, rows_per_object)]
 
 
@@ -155,9 +160,8 @@ def read_requests(folder: str, name: str) -> list[dict[str, Any]]:
 def _write_object(batch: list[dict[str, Any]], folder: str) -> str:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(batch, schema=REQUEST_SCHEMA), buffer, compression="zstd")
-    data = buffer.getvalue()
-    name = hashlib.sha256(data).hexdigest()[:32]
-    storage.write_bytes(join(folder, f"{name}.parquet"), data)
+    name = uuid.uuid4().hex
+    storage.write_bytes(join(folder, f"{name}.parquet"), buffer.getvalue())
     return name
 
 

@@ -1,4 +1,7 @@
-"""Where asking actors and the job that runs them meet: commits go one way, the word to go on or to stop the other."""
+"""Where asking actors and the job that runs them meet: commits go one way, the word to go on or to stop the other.
+
+It also knows how far each request object is, whichever actor worked on it.
+"""
 
 from typing import Any, Literal
 
@@ -8,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydistill.core.answers import Commit
 
 Word = Literal["wait", "go", "stop"]
+State = Literal["new", "begun", "ended"]
 
 
 class Tally:
@@ -16,18 +20,32 @@ class Tally:
     def __init__(self) -> None:
         """Start with nothing."""
         self._commits: list[Commit] = []
+        self._ended: list[str] = []
+        self._states: dict[str, State] = {}  # of request objects that were begun
         self._word: Word = "wait"
         self._num_replicas = 1
+
+    def begin(self, request: str) -> State:
+        """Note that an actor begins with a request object, and return what was known of it."""
+        state = self._states.get(request, "new")
+        self._states[request] = "begun" if state == "new" else state
+        return state
+
+    def end(self, request: str) -> None:
+        """Note that all of a request object that is to be asked is committed, and reported."""
+        self._states[request] = "ended"
+        self._ended.append(request)
 
     def report(self, commits: list[Commit]) -> tuple[Word, int]:
         """Take commits of an asking actor; return the word, and how many replicas the teacher has."""
         self._commits += commits
         return self._word, self._num_replicas
 
-    def take(self) -> list[Commit]:
-        """Return the commits since the last call."""
-        commits, self._commits = self._commits, []
-        return commits
+    def take(self) -> tuple[list[Commit], list[str]]:
+        """Return the commits since the last call, and the request objects that have ended since."""
+        taken = self._commits, self._ended
+        self._commits, self._ended = [], []
+        return taken
 
     def count_replicas(self, number: int) -> None:
         """Set how many replicas the teacher has."""

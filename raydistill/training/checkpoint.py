@@ -2,11 +2,10 @@
 
 DeepSpeed's own checkpoints are pickled, do not fit another number of workers, and a missing `latest` file starts
 anew in silence. These hold whole tensors by name, so any number of workers and any ZeRO stage can go on from them.
-
-A checkpoint's folder: adapter/ (PEFT's format), optimizer.safetensors, state.json.
+How a checkpoint lies in its folder, and what makes it whole: saved.py.
 """
 
-import json
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from raydistill.core.errors import TrainingError
+from raydistill.training.saved import ADAPTER, ADAPTER_WEIGHTS, BEST, OPTIMIZER, State, read_state, seal
 
-ADAPTER = "adapter"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
-STATE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+Weights = dict[str, torch.Tensor]
 
 
 def _trained(engine: Any) -> list[tuple[str, torch.nn.Parameter]]:
@@ -51,40 +48,47 @@ def gather_moments(engine: Any) -> dict[str, torch.Tensor]:
     return gathered
 
 
-def save_checkpoint(engine: Any, step: int, folder: Path | None, base_model: str) -> None:
-    """Write a checkpoint; all workers must call it together.
+def gather_adapter(engine: Any) -> Weights:
+    """Return the whole LoRA weights as PEFT names them in files; all workers must call it together."""
+    return get_peft_model_state_dict(engine.module, state_dict=gather_weights(engine), save_embedding_layers=False)
+
+
+def save_checkpoint(engine: Any, state: State, folder: Path | None, base_model: str, best: Weights | None) -> None:
+    """Write a whole checkpoint; all workers must call it together.
 
     Args:
         engine: DeepSpeed's engine around a PeftModel, after at least one step.
-        step: steps done.
+        state: how far the run is.
         folder: where to; None on the workers that only take part in gathering.
         base_model: what the adapter's config names as its base.
+        best: the adapter with the lowest held-out loss, where it is not this one.
     """
-    weights, moments = gather_weights(engine), gather_moments(engine)
+    adapter, moments = gather_adapter(engine), gather_moments(engine)
     if folder is None:
         return
-    save_adapter(engine.module, weights, folder / ADAPTER, base_model)
+    _save_adapter(engine.module, adapter, folder / ADAPTER, base_model)
     save_file(moments, folder / OPTIMIZER)
-    (folder / STATE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    if best is not None:
+        _save_adapter(engine.module, best, folder / BEST, base_model)
+    seal(folder, state)
 
 
-def save_adapter(model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, base_model: str) -> None:
-    """Write an adapter in PEFT's format, float32."""
+def _save_adapter(model: PeftModel, adapter: Weights, folder: Path, base_model: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS)
-    config = model.peft_config["default"]
+    save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, folder / ADAPTER_WEIGHTS)
+    config = copy.copy(model.peft_config["default"])
     config.base_model_name_or_path = base_model
     config.inference_mode = True
     config.save_pretrained(str(folder))
 
 
-def load_weights(model: PeftModel, folder: Path) -> int:
-    """Put a checkpoint's LoRA weights into a model that no engine holds yet; returns the steps done.
+def load_weights(model: PeftModel, folder: Path) -> State:
+    """Put a checkpoint's LoRA weights into a model that no engine holds yet; returns how far the run was.
 
     Raises:
-        TrainingError: the checkpoint is of another adapter.
+        TrainingError: the checkpoint is not whole, or of another adapter.
     """
+    state = read_state(folder)
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     weights = load_file(folder / ADAPTER / ADAPTER_WEIGHTS)
     if set(weights) != expected:
@@ -93,7 +97,12 @@ def load_weights(model: PeftModel, folder: Path) -> int:
             "Give another log_path."
         )
     set_peft_model_state_dict(model, weights)
-    return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["step"])
+    return state
+
+
+def load_best(folder: Path, state: State) -> Weights | None:
+    """Return a checkpoint's best adapter so far, as `gather_adapter` does; None where nothing was measured."""
+    return load_file(folder / state.best_folder / ADAPTER_WEIGHTS) if state.best_folder else None
 
 
 def load_moments(engine: Any, step: int, folder: Path) -> None:

@@ -12,7 +12,7 @@ def draw_curve(metrics: Sequence[dict[str, Any]]) -> bytes:
     figure = Figure(figsize=(7, 4), dpi=120)
     axes = figure.subplots()
     for key, style in (("train/loss_nats", "-"), ("validation/loss_nats", "o-")):
-        points = [(line["step"], line[key]) for line in metrics if key in line]
+        points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=key.partition("/")[0])
     axes.set_xlabel("step")

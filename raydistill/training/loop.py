@@ -1,124 +1,227 @@
-"""What one worker of Ray Train does, from a checkpoint or from the start to the last step."""
+"""What one worker does, from the last whole checkpoint or from the start to the last step.
 
-import contextlib
+Nothing here knows Ray: the workers need only be members of one torch process group.
+"""
+
+import dataclasses
+import math
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import ray.train.torch
-import torch
+import torch.distributed as dist
 
+from raydistill.core.errors import DivergenceError, TrainingError
 from raydistill.core.models import resolve_model
 from raydistill.training.batches import EncodedRow, rows_of_step
-from raydistill.training.checkpoint import load_moments, load_weights, save_checkpoint
+from raydistill.training.checkpoint import (
+    Weights,
+    gather_adapter,
+    load_best,
+    load_moments,
+    load_weights,
+    save_checkpoint,
+)
+from raydistill.training.fitting import explain_shortage, is_shortage
 from raydistill.training.job import Job
-from raydistill.training.model import check_packing, load_student
-from raydistill.training.rundir import MetricsLog, read_rows
-from raydistill.training.steps import Setting, apply_step, backward_step, idle_step, learning_rate_at, validate
-from raydistill.training.zero import start_engine
+from raydistill.training.model import check_packing, checkpoint_activations, load_student
+from raydistill.training.rowfile import read_rows
+from raydistill.training.rundir import MetricsLog, write_failure
+from raydistill.training.saved import (
+    BEST,
+    State,
+    delete_checkpoint,
+    fetch_checkpoint,
+    find_checkpoint,
+    publish_checkpoint,
+)
+from raydistill.training.steps import Setting, apply_step, backward_step, idle_step, validate
+from raydistill.training.teacher import Memory, check_teacher, open_prefix
+from raydistill.training.usage import FLOPS_A_PARAMETER_AND_TOKEN, count_parameters, memory_mib, peak_flops
+from raydistill.training.zero import clip_gradients, gradient_norm, start_engine
 
 CHECKED_ROWS = 3  # of the first step, for the check that packing is sound
+NAMED_ROWS = 20  # in the message of a loss that is not finite
 
 
-def train(job: Job) -> None:
-    """Train from the last checkpoint, or from the start, to the last step; every worker calls it with the same job."""
-    setting = _prepare(job)
-    train_rows, validation_rows = read_rows(job.log_uri)
-    with _last_checkpoint() as folder:
-        engine, steps_done = _start(job, setting, train_rows, folder)
-    log = MetricsLog(job.log_uri, steps_done) if setting.rank == 0 else None
-    if steps_done == 0:
-        _add(log, {"step": 0, **_validation(engine, validation_rows, job, setting)})
-    for step in range(steps_done, job.plan.num_steps):
-        line = _step(engine, train_rows, job, setting, step)
-        is_last = line["step"] == job.plan.num_steps
-        if not is_last and line["step"] % job.checkpoint_every:
-            _add(log, line)
-            continue
-        line |= _validation(engine, validation_rows, job, setting)
-        _add(log, line, now=True)
-        _report(engine, job, setting, line)
+def train(job: Job, setting: Setting) -> None:
+    """Train from the last whole checkpoint, or from the start, to the end; every worker calls it with the same job.
+
+    A loss that is not finite would be so again: it is left in the run's folder for the driver, and nothing is raised,
+    which would only make Ray Train try again.
+
+    Raises:
+        TrainingError: memory is short; the message says what would need less.
+    """
+    try:
+        _Run(job, setting).go()
+    except DivergenceError as error:
+        if setting.rank == 0:
+            write_failure(job.log_uri, str(error))
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        raise TrainingError(explain_shortage(job, setting)) from error
 
 
-def _prepare(job: Job) -> Setting:
-    """Set up this process: threads, quiet libraries."""
-    import transformers
+class _Run:
+    """A run on this worker: its engine, how far it is, and on the first worker its best adapter and metrics."""
 
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's older names
-    device = ray.train.torch.get_device()
-    assert isinstance(device, torch.device)
-    if device.type == "cpu":
-        torch.set_num_threads(job.threads)
-    context = ray.train.get_context()
-    return Setting(context.get_world_rank(), context.get_world_size(), device, job.dtype, job.micro_batch_size)
+    def __init__(self, job: Job, setting: Setting) -> None:
+        self._job, self._setting = job, setting
+        self._rows, self._held_out = read_rows(job.log_uri)
+        self._state, self._best = State(), None
+        self._engine, resumed = self._start()
+        self._open_teacher()
+        self._log = MetricsLog(job.log_uri, self._state.step) if setting.rank == 0 else None
+        self._resumed = resumed
+
+    def go(self) -> None:
+        """Do all steps that are left."""
+        job = self._job
+        if self._state.step == 0:
+            self._add({"step": 0, **self._resumed, **self._evaluate()})
+            self._resumed = {}
+        while self._state.step < job.plan.num_steps and not self._state.stopped:
+            step = self._state.step + 1
+            is_last = step == job.plan.num_steps
+            line = self._step(step) | self._resumed
+            self._resumed = {}
+            if is_last or step % job.rhythm.eval_every == 0:
+                line |= self._evaluate()
+            loss = line.get("validation/loss_nats")
+            self._state = self._state.after(step, loss, job.rhythm.patience)
+            self._keep_best(loss)
+            is_saved = is_last or self._state.stopped or step % job.rhythm.checkpoint_every == 0
+            self._add(line, now=is_saved)
+            if is_saved:
+                self._save()
+
+    def _start(self) -> tuple[Any, dict[str, Any]]:
+        """Return the engine, and what the next line of metrics says of a checkpoint that it goes on from."""
+        job, setting = self._job, self._setting
+        model_dir = job.model_dir if Path(job.model_dir).is_dir() else resolve_model(job.base_model)  # another node
+        lora = job.lora
+        model = load_student(model_dir, lora.rank, lora.alpha, job.plan.seed, job.dtype, lora.targets)
+        if job.gradient_checkpointing:
+            checkpoint_activations(model)
+        self._flops_a_token = FLOPS_A_PARAMETER_AND_TOKEN * count_parameters(model)
+        self._peak_flops = peak_flops(setting.device, job.dtype)
+        name, damaged = self._agree(find_checkpoint(job.log_uri) if setting.rank == 0 else None)
+        if name is None:
+            engine = self._make_engine(model)
+            indices = rows_of_step(job.plan, 0)[: job.engine.micro_batch_size or CHECKED_ROWS]
+            check_packing(engine, [self._rows[index] for index in indices], job.dtype, setting.device)
+            return engine, {"run/damaged_checkpoints": damaged} if damaged else {}
+        with fetch_checkpoint(job.log_uri, name) as folder:
+            self._state = load_weights(model, folder)
+            engine = self._make_engine(model)
+            idle_step(engine, self._rows[0], setting)
+            load_moments(engine, self._state.step, folder)
+            if setting.rank == 0:
+                self._best = load_best(folder, self._state)
+                for other in damaged:
+                    delete_checkpoint(job.log_uri, other)
+        return engine, {
+            "run/resumed_from": name,
+            "run/workers": setting.num_workers,
+            "run/damaged_checkpoints": damaged,
+        }
+
+    def _open_teacher(self) -> None:
+        """Let P's shared prefix be computed and checked, where rows have a teacher."""
+        job, setting = self._job, self._setting
+        taught = self._rows.first_taught(CHECKED_ROWS)
+        if taught:
+            prefix = open_prefix(self._engine, job.teacher_prefix, job.dtype, setting.device)
+            check_teacher(self._engine, taught[: job.engine.micro_batch_size], job.teacher_prefix, prefix, job.dtype)
+            memory = Memory() if job.engine.zero_stage < 3 else None
+            self._setting = dataclasses.replace(setting, prefix=prefix, memory=memory)
+
+    def _make_engine(self, model: Any) -> Any:
+        engine, on_gpu = self._job.engine, self._setting.device.type == "cuda"
+        return start_engine(
+            model, engine.zero_stage, self._job.schedule.peak, on_gpu, engine.max_grad_norm, engine.offload
+        )
+
+    def _agree(self, found: Any) -> Any:
+        """Return the first worker's value on every worker."""
+        values = [found]
+        dist.broadcast_object_list(values, src=0, device=self._setting.device)
+        return values[0]
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """Do a step, counted from 1, and return its line of metrics.
+
+        Raises:
+            DivergenceError: the loss or the gradients are not finite; the weights may be damaged.
+        """
+        start = time.monotonic()
+        job, engine = self._job, self._engine
+        rows = [self._rows[index] for index in rows_of_step(job.plan, step - 1)]
+        rate = job.schedule.rate_at(step - 1)
+        try:
+            means = backward_step(engine, rows, self._setting)
+        except TrainingError as error:
+            raise DivergenceError(_locate(step, str(error), rows)) from error
+        norm = clip_gradients(engine, job.engine.max_grad_norm)
+        apply_step(engine, rate)
+        norm = gradient_norm(engine) if norm is None else norm
+        if not math.isfinite(norm):
+            raise DivergenceError(_locate(step, f"The norm of the gradients became {norm}.", rows))
+        seconds = time.monotonic() - start
+        line = {
+            "step": step,
+            **means.to_metrics("train"),
+            "train/learning_rate": rate,
+            "train/gradient_norm": norm,
+            "train/completion_tokens": means.num_tokens,
+            "train/completion_tokens_per_second": means.num_tokens / seconds,
+            "train/step_seconds": seconds,
+            "train/memory_mib": round(memory_mib(self._setting.device), 1),
+        }
+        if self._peak_flops is not None:
+            flops = self._flops_a_token * sum(row.num_tokens for row in rows)
+            line["train/model_flops_utilisation"] = flops / seconds / (self._peak_flops * self._setting.num_workers)
+        return line
+
+    def _evaluate(self) -> dict[str, float]:
+        if not self._held_out:
+            return {}
+        means = validate(self._engine, self._held_out, self._job.plan.batch_size, self._setting)
+        if not math.isfinite(means.loss):
+            raise DivergenceError(
+                f"The held-out loss after step {self._state.step} became {means.loss}: set a lower learning_rate."
+            )
+        return means.to_metrics("validation")
+
+    def _keep_best(self, held_out_loss: float | None) -> None:
+        """Hold the adapter of the best evaluation so far: a checkpoint may come later than it, or never."""
+        if held_out_loss is None or self._state.best_step != self._state.step:
+            return
+        best: Weights = gather_adapter(self._engine)
+        self._best = {name: tensor.clone() for name, tensor in best.items()} if self._setting.rank == 0 else None
+
+    def _save(self) -> None:
+        state = self._state
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) if self._setting.rank == 0 else None
+            best = self._best if state.best_folder == BEST else None
+            save_checkpoint(self._engine, state, folder, self._job.base_model, best)
+            if folder is not None:
+                publish_checkpoint(folder, self._job.log_uri, state.step)
+
+    def _add(self, line: dict[str, Any], now: bool = False) -> None:
+        if self._log is None:
+            return
+        self._log.add(line)
+        if now:
+            self._log.write()
 
 
-@contextlib.contextmanager
-def _last_checkpoint() -> Iterator[Path | None]:
-    """Give the last checkpoint's folder on this node, None at the start of a run."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
-
-
-def _start(job: Job, setting: Setting, rows: Sequence[EncodedRow], folder: Path | None) -> tuple[Any, int]:
-    """Return the engine and the steps it has done."""
-    model_dir = job.model_dir if Path(job.model_dir).is_dir() else resolve_model(job.base_model)  # another node
-    model = load_student(model_dir, *job.lora, job.plan.seed, job.dtype)
-    steps_done = load_weights(model, folder) if folder is not None else 0
-    engine = start_engine(model, job.zero_stage, job.learning_rate, on_gpu=setting.device.type == "cuda")
-    if folder is not None:
-        idle_step(engine, rows[0], setting)
-        load_moments(engine, steps_done, folder)
-    elif job.micro_batch_size != 1:
-        first = [rows[index] for index in rows_of_step(job.plan, 0)[:CHECKED_ROWS]]
-        check_packing(engine, first, job.dtype, setting.device)
-    return engine, steps_done
-
-
-def _step(engine: Any, rows: Sequence[EncodedRow], job: Job, setting: Setting, step: int) -> dict[str, Any]:
-    """Do a step (counted from 0) and return its line of metrics."""
-    start = time.monotonic()
-    indices = rows_of_step(job.plan, step)
-    rate = learning_rate_at(step, job.plan.num_steps, job.learning_rate, job.warmup_steps)
-    loss, num_tokens = backward_step(engine, [rows[index] for index in indices], setting)
-    apply_step(engine, rate)
-    seconds = time.monotonic() - start
-    return {
-        "step": step + 1,
-        "train/loss_nats": loss,
-        "train/learning_rate": rate,
-        "train/completion_tokens": num_tokens,
-        "train/completion_tokens_per_second": num_tokens / seconds,
-        "train/step_seconds": seconds,
-    }
-
-
-def _validation(engine: Any, rows: Sequence[EncodedRow], job: Job, setting: Setting) -> dict[str, float]:
-    return {"validation/loss_nats": validate(engine, rows, job.plan.batch_size, setting)} if rows else {}
-
-
-def _add(log: MetricsLog | None, line: dict[str, Any], now: bool = False) -> None:
-    if log is None:
-        return
-    log.add(line)
-    if now:
-        log.write()
-
-
-def _report(engine: Any, job: Job, setting: Setting, line: dict[str, Any]) -> None:
-    """Hand a checkpoint to Ray Train; it counts once every worker has reported."""
-    step = line["step"]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if setting.rank == 0 else None
-        save_checkpoint(engine, step, folder, job.base_model)
-        checkpoint = ray.train.Checkpoint.from_directory(temporary) if folder is not None else None
-        ray.train.report(line, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
+def _locate(step: int, what: str, rows: Sequence[EncodedRow]) -> str:
+    ids = ", ".join(row.id for row in rows[:NAMED_ROWS])
+    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+    return f"Step {step}: {what} Its examples are {ids}{more}."

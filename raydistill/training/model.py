@@ -1,9 +1,13 @@
 """The student: a frozen Hugging Face model with PEFT's LoRA on every linear layer, run on packed rows.
 
-Axes: T tokens of a packed sequence, N positions that predict a completion token, V vocabulary.
+Axes: T tokens of a packed sequence, P tokens of a prefix before it, N positions that predict a completion token,
+H width of the model, V vocabulary.
 """
 
+import copy
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +16,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from raydistill.core.errors import TrainingError
-from raydistill.training.batches import EncodedRow, Packed, pack
+from raydistill.training.batches import EncodedRow, Laid, Lesson, Packed, pack
+from raydistill.training.head import headless, open_head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -26,13 +31,21 @@ SHAPE_MULTIPLE = 32
 FILLER_ROW = -1  # the fillers' own row: no other row sees them
 
 
-def load_student(model_dir: str, rank: int, alpha: int, seed: int, dtype: str) -> PeftModel:
+def load_student(
+    model_dir: str, rank: int, alpha: int, seed: int, dtype: str, targets: Sequence[str] | None = None
+) -> PeftModel:
     """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed."""
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], attn_implementation="sdpa")
-    targets = linear_layers(base)
-    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    names = list(targets) if targets else linear_layers(base)
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
     torch.manual_seed(seed)
     return get_peft_model(base, lora, autocast_adapter_dtype=True)  # pyright: ignore[reportReturnType]
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keep only what enters each layer and compute the rest again in the backward pass: less memory, more time."""
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()  # transformers checkpoints in training mode only; our adapters have no dropout, bases seldom do
 
 
 def linear_layers(base: Any) -> list[str]:
@@ -42,51 +55,112 @@ def linear_layers(base: Any) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in layers})
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of tokens that stand before rows of a teacher's pass: computed once, seen by all of these.
+
+    Attributes:
+        length: P.
+        cache: transformers' own, of one row.
+    """
+
+    length: int
+    cache: Any
+
+    def copy(self) -> Any:
+        """Return the cache for one pass: that grows its layers in place, but makes new tensors of their own."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return cache
+
+
 def block_mask(rows_T: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the additive [1, 1, T, T] mask: a token sees its own row, up to itself.
 
     It is explicit because transformers finds packed rows by their positions only under conditions that are easy
     to miss (no mask, no cache object), and is silently wrong otherwise.
     """
-    same_TT = rows_T[:, None] == rows_T[None, :]
-    seen_TT = same_TT.tril()
-    mask_TT = torch.zeros(seen_TT.shape, dtype=dtype, device=rows_T.device)
-    return mask_TT.masked_fill(~seen_TT, torch.finfo(dtype).min)[None, None]
+    seen_TT = (rows_T[:, None] == rows_T[None, :]).tril()
+    return _additive(seen_TT, dtype)[None, None]
+
+
+def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def forward_hidden(
+    model: Any, laid: Laid, dtype: str, device: torch.device, prefix: Prefix | None = None
+) -> torch.Tensor:
+    """Return the hidden states_NH from which the head predicts the completion tokens.
+
+    Args:
+        model: a PeftModel, or DeepSpeed's engine around one.
+        laid: the rows.
+        dtype: of matrix products.
+        device: of the model.
+        prefix: stands before those rows of a Lesson that are marked so.
+    """
+    rows_T = torch.tensor(_fill_up(laid.rows_T, FILLER_ROW), device=device)
+    positions_T = torch.tensor(_fill_up(laid.positions_T, 0), device=device)
+    mask = block_mask(rows_T, DTYPES[dtype])
+    options: dict[str, Any] = {"use_cache": False}
+    if prefix is not None and isinstance(laid, Lesson):
+        # With a cache given, transformers ignores positions and makes a mask of its own, unless it gets these.
+        behind_T = torch.tensor(_fill_up(laid.behind_T, False), device=device)
+        positions_T = positions_T + prefix.length * behind_T
+        before_TP = _additive(behind_T[:, None].expand(-1, prefix.length), mask.dtype)
+        mask = torch.cat([before_TP[None, None], mask], dim=-1)
+        options = {"use_cache": True, "past_key_values": prefix.copy()}
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"), headless(model):
+        output = model(
+            input_ids=torch.tensor([_fill_up(laid.tokens_T, 0)], device=device),
+            position_ids=positions_T[None],
+            attention_mask=mask,
+            logits_to_keep=torch.tensor(_fill_up(laid.keep_N, 0), device=device),
+            **options,
+        )
+    return output.logits[0, : len(laid.keep_N)]
 
 
 def forward_packed(model: Any, packed: Packed, dtype: str, device: torch.device) -> torch.Tensor:
-    """Return float32 logits_NV at the positions that predict a completion token; the head runs on those alone."""
-    rows_T = torch.tensor(_fill_up(packed.rows_T, FILLER_ROW), device=device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        output = model(
-            input_ids=torch.tensor([_fill_up(packed.tokens_T, 0)], device=device),
-            position_ids=torch.tensor([_fill_up(packed.positions_T, 0)], device=device),
-            attention_mask=block_mask(rows_T, DTYPES[dtype]),
-            logits_to_keep=torch.tensor(_fill_up(packed.keep_N, 0), device=device),
-            use_cache=False,
-        )
-    return output.logits[0, : len(packed.keep_N)].float()
+    """Return float32 logits_NV at the positions that predict a completion token."""
+    hidden_NH = forward_hidden(model, packed, dtype, device)
+    with open_head(model) as head:
+        return head.logits(hidden_NH)
 
 
-def _fill_up(values: list[int], filler: int) -> list[int]:
+def _fill_up(values: list[Any], filler: Any) -> list[Any]:
     """Return the values and as many fillers as make their number a multiple of SHAPE_MULTIPLE."""
     return values + [filler] * (-len(values) % SHAPE_MULTIPLE)
 
 
+def plain_logits(model: Any, prompt: list[int], response: list[int], dtype: str) -> torch.Tensor:
+    """Return the float32 logits [len(response), V] of one row by the model itself: no mask, no head of ours."""
+    device = next(getattr(model, "module", model).parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        tokens = torch.tensor([[*prompt, *response[:-1]]], device=device)
+        return model(input_ids=tokens, use_cache=False, logits_to_keep=len(response)).logits[0].float()
+
+
 @torch.no_grad()
 def check_packing(model: Any, rows: Sequence[EncodedRow], dtype: str, device: torch.device) -> float:
-    """Return the mean absolute difference between packed and lone logits of a few rows.
+    """Return the mean absolute difference between our logits of packed rows and the model's own of lone ones.
 
     Raises:
-        TrainingError: the model mixes rows of one packed sequence.
+        TrainingError: the model mixes rows of one packed sequence, does more after its head than `head` knows, or
+            gives no finite logits.
     """
-    rows = list(rows)
     together = forward_packed(model, pack(rows), dtype, device)
-    alone = torch.cat([forward_packed(model, pack([row]), dtype, device) for row in rows])
+    alone = torch.cat([plain_logits(model, row.prompt_tokens, row.response_tokens, dtype) for row in rows])
     difference = (together - alone).abs().mean().item()
-    if not difference <= PACKING_TOLERANCE[dtype]:
+    if not math.isfinite(difference):
         raise TrainingError(
-            f"This student mixes the rows of a packed sequence: logits differ by {difference:.3g} on average, "
-            f"allowed are {PACKING_TOLERANCE[dtype]}. Train it with micro_batch_size=1."
+            "This student's own logits are no finite numbers before any training: its weights are damaged, or too "
+            f"large for {dtype}. Check the model, or set dtype=float32."
         )
+    if not difference <= PACKING_TOLERANCE[dtype]:
+        found = f"logits differ by {difference:.3g} on average, allowed are {PACKING_TOLERANCE[dtype]}."
+        if len(rows) == 1:
+            raise TrainingError(f"This student cannot be trained: its head is not a plain linear layer; {found}")
+        raise TrainingError(f"This student mixes the rows of a packed sequence: {found} Train with micro_batch_size=1.")
     return difference

@@ -1,23 +1,22 @@
-"""The folder of a run (log_path): its rows, its resolved config, its metrics.
+"""The folder of a run (log_path): its resolved config, its metrics, how it ended.
 
-It holds config.json (what decides the outcome, and all keys; a run with other ones is refused), rows.parquet (the
-encoded rows, so that any worker on any node reads the same), metrics.jsonl (one line a step: stage/name_unit) and
-the checkpoints that Ray Train writes.
+It holds config.json (what decides the outcome, and all keys; a run with other ones is refused), rows.arrow (the
+encoded rows, so that any worker on any node reads the same; rowfile.py), metrics.jsonl (one line a step:
+stage/name_unit), checkpoints/ (saved.py) and, when it is finished, adapter/, loss.png and result.json.
 """
 
-import io
 import json
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from raydistill.core import storage
 from raydistill.core.errors import ConflictError, NotFoundError
 from raydistill.core.uris import join
-from raydistill.training.batches import EncodedRow
 
-CONFIG, ROWS, METRICS = "config.json", "rows.parquet", "metrics.jsonl"
+CONFIG, METRICS = "config.json", "metrics.jsonl"
+FAILURE, RESULT = "failure.txt", "result.json"
 WRITE_SECONDS = 2.0  # metrics.jsonl is one object, replaced as a whole
+WRITE_SHARE = 0.02  # of the time, at most: a long run's grows to tens of megabytes
 
 
 def claim_run(log_uri: str, decides: dict[str, Any], config: dict[str, Any]) -> None:
@@ -48,34 +47,46 @@ def claim_run(log_uri: str, decides: dict[str, Any], config: dict[str, Any]) -> 
     storage.write_bytes(uri, text.encode())
 
 
-def write_rows(log_uri: str, train: Sequence[EncodedRow], validation: Sequence[EncodedRow]) -> None:
-    """Write the rows of a run in their order."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def check_run_dir(log_uri: str) -> None:
+    """Refuse a folder that holds something else than a run.
 
-    rows = [*train, *validation]
-    table = pa.table(
-        {
-            "id": [row.id for row in rows],
-            "prompt_tokens": pa.array([row.prompt_tokens for row in rows], pa.list_(pa.int32())),
-            "response_tokens": pa.array([row.response_tokens for row in rows], pa.list_(pa.int32())),
-            "is_validation": [False] * len(train) + [True] * len(validation),
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    storage.write_bytes(join(log_uri, ROWS), buffer.getvalue())
+    Raises:
+        ConflictError: names what is there.
+    """
+    names = storage.list_names(log_uri)
+    if names and CONFIG not in names:
+        raise ConflictError(
+            f"log_path: {log_uri} holds {', '.join(names[:5])} and is no run's folder. Give an empty one."
+        )
 
 
-def read_rows(log_uri: str) -> tuple[list[EncodedRow], list[EncodedRow]]:
-    """Return the training and the validation rows that `write_rows` wrote."""
-    import pyarrow.parquet as pq
+def write_failure(log_uri: str, text: str) -> None:
+    """Leave for the driver why a run cannot go on."""
+    storage.write_bytes(join(log_uri, FAILURE), text.encode())
 
-    train, validation = [], []
-    for row in pq.read_table(io.BytesIO(storage.read_bytes(join(log_uri, ROWS)))).to_pylist():
-        rows = validation if row.pop("is_validation") else train
-        rows.append(EncodedRow(**row))
-    return train, validation
+
+def take_failure(log_uri: str) -> str | None:
+    """Return what `write_failure` left, and delete it; None where there is nothing."""
+    uri = join(log_uri, FAILURE)
+    try:
+        text = storage.read_bytes(uri).decode()
+    except NotFoundError:
+        return None
+    storage.delete(uri)
+    return text
+
+
+def write_result(log_uri: str, result: dict[str, Any]) -> None:
+    """Mark a run as finished: its adapter is in its place."""
+    storage.write_bytes(join(log_uri, RESULT), (json.dumps(result, indent=2) + "\n").encode())
+
+
+def read_result(log_uri: str) -> dict[str, Any] | None:
+    """Return what `write_result` wrote, None for a run that is not finished."""
+    try:
+        return json.loads(storage.read_bytes(join(log_uri, RESULT)))
+    except NotFoundError:
+        return None
 
 
 def read_metrics(log_uri: str) -> list[dict[str, Any]]:
@@ -88,22 +99,24 @@ def read_metrics(log_uri: str) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """The lines of a run's metrics, written at most every two seconds; a run that goes on keeps the earlier ones."""
+    """The lines of a run's metrics, written every few seconds; a run that goes on keeps the earlier ones."""
 
     def __init__(self, log_uri: str, steps_done: int) -> None:
         """Take over the lines up to the step that the run goes on from."""
         self._uri = join(log_uri, METRICS)
         self._lines = [line for line in read_metrics(log_uri) if line["step"] <= steps_done] if steps_done else []
-        self._written = 0.0
+        self._written = self._cost_seconds = 0.0
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line and write where it is time."""
         self._lines.append(line)
-        if time.monotonic() - self._written > WRITE_SECONDS:
+        if time.monotonic() - self._written > max(WRITE_SECONDS, self._cost_seconds / WRITE_SHARE):
             self.write()
 
     def write(self) -> None:
         """Write all lines now."""
+        start = time.monotonic()
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         storage.write_bytes(self._uri, text.encode())
         self._written = time.monotonic()
+        self._cost_seconds = self._written - start

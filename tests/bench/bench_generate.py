@@ -1,13 +1,14 @@
 """create_data through Ray Data and Serve, against one call of vLLM's LLM.generate over the same rows.
 
-    python -m tests.bench.bench_generate [--rows 256] [--repeats 3] [--sides asked generate]
+    python -m tests.bench.bench_generate [--rows 256] [--repeats 3] [--sides asked generate data_llm]
 
 Both sides have the same engine arguments, the prefix cache on, and are asked in turns, in a random order, in one go;
 an engine that is not asked sleeps. Each turn has rows of its own, so nothing but P is in a cache. Printed are
 completion tokens a second of every turn, and their ratios pair by pair.
 
 `asked` is create_data without its smoke gate, whole: plan, Ray Data's start, asking, commits and the keep pass.
-`gated` is the same with the gate; `soft` records 20 log-probabilities a token; `generate` is LLM.generate.
+`gated` is the same with the gate; `soft` records 20 log-probabilities a token; `generate` is LLM.generate; `data_llm`
+is ray.data.llm's vLLM processor, which starts an engine of its own each time: the time of 8 rows is taken off.
 """
 
 import argparse
@@ -27,13 +28,16 @@ from jobs.runtime import ClusterConfig, connect, disconnect, start_http
 from raydistill.core.answers import row_seed
 from raydistill.core.idset import pack_ids
 from raydistill.teacher.rows import find_rows, render_messages
+from tests.bench import ray_data_llm
 from tests.bench.machine import describe_machine
 from tests.loopback import free_port
 from tests.processes import ROOT
 
 QUERIES = ROOT / "jobs" / "configs" / "triage.queries.jsonl"
 MODEL = "demo://smollm2-135m-instruct"
-SIDES = ("asked", "gated", "soft", "generate")
+SIDES = ("asked", "gated", "soft", "generate", "data_llm")
+RATIOS = (("asked", "generate"), ("gated", "asked"), ("soft", "asked"), ("asked", "data_llm"))
+START_ROWS = 8  # that show how long ray.data.llm takes to start
 
 
 def main() -> None:
@@ -59,8 +63,8 @@ def main() -> None:
     disconnect(cluster)
     ratios = {
         f"{one}/{other}": _describe_ratio(turns, one, other)
-        for one, other in itertools.permutations(arguments.sides, 2)
-        if (one, other) in (("asked", "generate"), ("gated", "asked"), ("soft", "asked"))
+        for one, other in RATIOS
+        if one in arguments.sides and other in arguments.sides
     }
     print(
         json.dumps({"machine": describe_machine(), "rows": arguments.rows, "ratios": ratios, "turns": turns}, indent=2)
@@ -98,8 +102,10 @@ class Bench:
         llm_config = make_llm_config(MODEL, model_dir, self._engine, TokenServer, lora=False)
         start_http(ClusterConfig.model_validate({"http_port": free_port()}))
         self._handle = app.start(MODEL, self._engine)
-        args = vllm_args(self._engine, on_gpu=False, lora=False)
-        self._plain = ray.remote(num_cpus=2, runtime_env=llm_config.runtime_env)(PlainEngine).remote(model_dir, args)
+        self._args = vllm_args(self._engine, on_gpu=False, lora=False)
+        self._env = llm_config.runtime_env or {}
+        self._model_dir = model_dir
+        self._plain = ray.remote(num_cpus=2, runtime_env=self._env)(PlainEngine).remote(model_dir, self._args)
         ray.get(self._plain.ready.remote())
         texts = [json.loads(line)["text"] for line in QUERIES.read_text().splitlines()]
         self._texts = (f"{text} (Ticket {10_000 + index})" for index, text in enumerate(itertools.cycle(texts)))
@@ -124,24 +130,45 @@ class Bench:
             }
         )
         start = time.monotonic()
-        if side == "generate":
-            tokens = self._generate(config)
+        if side == "data_llm":
+            tokens, seconds = self._answer_with_data_llm(config)
+        elif side == "generate":
+            tokens, seconds = self._generate(config), time.monotonic() - start
         else:
-            tokens = create_data.run(config, self._handle, on_progress=lambda _: None).tokens["completion"]
-        seconds = time.monotonic() - start
+            manifest = create_data.run(config, self._handle, on_progress=lambda _: None)
+            tokens, seconds = manifest.tokens["completion"], time.monotonic() - start
         return {"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 2)}
 
     def _generate(self, config: CreateDataConfig) -> int:
         """Ask the plain engine for the rows that create_data would ask; rendering them is part of the work."""
         import ray
 
-        plan = data_plan.make_plan(config)
-        seeds_and_rows = [
-            (row_seed(row["id"]), render_messages(json.loads(row["messages"]), plan.prompt, plan.renderer))
-            for row in find_rows(plan.source(), plan.choice, pack_ids([]))
-        ]
-        stop = plan.renderer.get_stop_sequences()
-        return ray.get(self._plain.generate.remote(seeds_and_rows, stop, config.max_tokens, config.temperature))
+        rows, sampling = _render(config)
+        return ray.get(self._plain.generate.remote(rows, sampling))
+
+    def _answer_with_data_llm(self, config: CreateDataConfig) -> tuple[int, float]:
+        rows, sampling = _render(config)
+        where = (sampling, self._model_dir, self._args, self._env)
+        few_tokens, few_seconds = ray_data_llm.answer(rows[:START_ROWS], *where)
+        tokens, seconds = ray_data_llm.answer(rows[START_ROWS:], *where)
+        print(json.dumps({"data_llm_start_seconds": few_seconds, "tokens": few_tokens}), file=sys.stderr, flush=True)
+        return tokens, seconds - few_seconds
+
+
+def _render(config: CreateDataConfig) -> tuple[list[tuple[int, list[int]]], dict[str, Any]]:
+    """Return (seed, prompt tokens) of each row that create_data would ask, and vLLM's sampling parameters."""
+    plan = data_plan.make_plan(config)
+    rows = [
+        (row_seed(row["id"]), render_messages(json.loads(row["messages"]), plan.prompt, plan.renderer))
+        for row in find_rows(plan.source(), plan.choice, pack_ids([]))
+    ]
+    return rows, {
+        "max_tokens": config.max_tokens,
+        "temperature": config.temperature,
+        "stop_token_ids": plan.renderer.get_stop_sequences(),
+        "logprobs": 0,
+        "detokenize": False,
+    }
 
 
 class PlainEngine:
@@ -156,22 +183,12 @@ class PlainEngine:
     def ready(self) -> None:
         """Return when the engine is up."""
 
-    def generate(self, rows: list[tuple[int, list[int]]], stop: list[int], max_tokens: int, temperature: float) -> int:
+    def generate(self, rows: list[tuple[int, list[int]]], sampling: dict[str, Any]) -> int:
         """Return how many tokens the answers have."""
         from vllm import SamplingParams, TokensPrompt
 
         prompts = [TokensPrompt(prompt_token_ids=tokens) for _, tokens in rows]
-        params = [
-            SamplingParams(
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=seed,
-                stop_token_ids=stop,
-                logprobs=0,
-                detokenize=False,
-            )
-            for seed, _ in rows
-        ]
+        params = [SamplingParams(seed=seed, **sampling) for seed, _ in rows]
         return sum(len(output.outputs[0].token_ids) for output in self._llm.generate(prompts, params, use_tqdm=False))
 
 

@@ -14,6 +14,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from jobs.data_config import CreateDataConfig
+from raydistill.core.errors import NotFoundError, StorageError
+from raydistill.dataset.read import read_manifest
 from tests.chaos.gate import Gate, open_gate
 from tests.moto_bucket import open_bucket
 from tests.processes import ROOT
@@ -23,38 +25,63 @@ MEMORY = 100 * 2**20
 
 @dataclasses.dataclass
 class Arena:
-    """What a run happens in.
+    """What runs happen in, one after another.
 
     Attributes:
         cluster: of Ray; its first node holds the control store and the driver.
         gate: in front of the object store.
-        log: one line for each row that the teacher was asked.
+        bucket: an empty one.
+        folder: for logs, and what the control store keeps.
+        teacher: "hash", whose answers can be foretold, or "vllm".
+        away_seconds: that the object store is away.
     """
 
     cluster: Cluster
     gate: Gate
-    config: CreateDataConfig
-    log: Path
+    bucket: str
     folder: Path
-    delay_seconds: float
+    teacher: str
+    away_seconds: float
+    config: CreateDataConfig | None = None
     driver: subprocess.Popen[bytes] | None = None
+    _asked_before: int = 0
+
+    def begin(self, config: CreateDataConfig) -> None:
+        """Prepare another run."""
+        self.config, self.driver = config, None
+        self._asked_before = self._count_lines()
 
     def start_driver(self) -> None:
         """Run the command, for the first time or again."""
-        arguments = [self.config.model_dump_json(), str(self.log), str(self.delay_seconds)]
+        assert self.config is not None
+        arguments = [self.config.model_dump_json(), self.teacher, str(self._log)]
         store = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.gate.port}"}
         with (self.folder / "driver.log").open("ab") as output:
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.driver", *arguments],
                 cwd=ROOT,
-                env={**os.environ, **store, "RAY_ADDRESS": self.cluster.address, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **store, "RAY_ADDRESS": str(self.cluster.address), "PYTHONPATH": str(ROOT)},
                 stdout=output,
                 stderr=output,
             )
 
     def num_asked(self) -> int:
-        """Return how many rows the teacher was asked."""
-        return self.log.read_bytes().count(b"\n") if self.log.exists() else 0
+        """Return how many rows the hash teacher was asked in this run; of an engine, how many it answered."""
+        if self.teacher == "hash":
+            return self._count_lines() - self._asked_before
+        assert self.config is not None
+        try:
+            return read_manifest(self.config.output_file).counts.get("answered", 0)
+        except (NotFoundError, StorageError):
+            return 0
+
+    @property
+    def _log(self) -> Path:
+        """One line for each row that the hash teacher was asked."""
+        return self.folder / "asked"
+
+    def _count_lines(self) -> int:
+        return self._log.read_bytes().count(b"\n") if self._log.exists() else 0
 
     # The faults.
 
@@ -70,7 +97,11 @@ class Arena:
 
     def kill_replica(self) -> None:
         """Kill one of the teacher's replicas."""
-        _kill_one(self._processes("ServeReplica:hash:engine"))
+        _kill_one(self._processes(f"ServeReplica:{self.teacher}:engine"))
+
+    def kill_engine(self) -> None:
+        """Kill the process in which vLLM computes, below a replica that lives."""
+        _kill_one(self._processes("EngineCore"))
 
     def kill_node(self) -> None:
         """Kill the second node with all that is on it; another one takes its place."""
@@ -84,9 +115,9 @@ class Arena:
         head.kill_gcs_server()
         head.start_gcs_server()
 
-    def shut_store(self, seconds: float = 5) -> None:
-        """Have the object store be away."""
-        self.gate.shut(seconds)
+    def shut_store(self) -> None:
+        """Have the object store be away for a while."""
+        self.gate.shut(self.away_seconds)
 
     def _processes(self, name: str) -> list[int]:
         """Return the ids of this cluster's worker processes with such a name."""
@@ -117,38 +148,41 @@ def _command(pid: int) -> str:
 
 
 @contextlib.contextmanager
-def open_arena(folder: Path, config: dict[str, Any], delay_seconds: float) -> Iterator[Arena]:
-    """Give an arena for one run; nothing of it is left at the end.
+def open_arena(folder: Path, teacher: str = "hash", away_seconds: float = 5) -> Iterator[Arena]:
+    """Give an arena; nothing of it runs any more at the end.
 
     Args:
         folder: for logs, and what the control store keeps.
-        config: of create_data, without the output file.
-        delay_seconds: that the teacher takes for each row.
+        teacher: see Arena.
+        away_seconds: see Arena.
     """
     store = folder / "control-store"
-    with pytest.MonkeyPatch.context() as patch:
+    settings = {
         # What a control store that comes back goes on from; without it a dead one is the end of the cluster.
-        patch.setenv("RAY_gcs_storage", "rocksdb")
-        patch.setenv("RAY_gcs_storage_path", str(store))
-        patch.setenv("RAY_raylet_client_num_connect_attempts", "10")
-        patch.setenv("RAY_worker_maximum_startup_concurrency", "8")
-        patch.setenv("RAY_num_workers_soft_limit", "1")
+        "gcs_storage": "rocksdb",
+        "gcs_storage_path": str(store),
+        "raylet_client_num_connect_attempts": "10",
+        "worker_maximum_startup_concurrency": "8",
+        "num_workers_soft_limit": "1",
+        # A node that is killed is given up after 5 s, not after 25.
+        "health_check_period_ms": "1000",
+        "health_check_timeout_ms": "5000",
+    }
+    with pytest.MonkeyPatch.context() as patch, open_bucket("chaos") as bucket:
+        for name, value in settings.items():
+            patch.setenv(f"RAY_{name}", value)
         store.mkdir(parents=True)
-        with open_bucket("chaos") as bucket:
-            port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
-            cluster = Cluster(
-                initialize_head=True,
-                head_node_args={"num_cpus": 6, "object_store_memory": MEMORY, "include_dashboard": False},
-            )
-            try:
-                cluster.add_node(num_cpus=6, object_store_memory=MEMORY)
-                made = CreateDataConfig.model_validate({**config, "output_file": f"{bucket}/data/out"})
-                with open_gate(port) as gate:
-                    arena = Arena(cluster, gate, made, folder / "asked", folder, delay_seconds)
-                    try:
-                        yield arena
-                    finally:
-                        if arena.driver is not None and arena.driver.poll() is None:
-                            arena.kill_driver()
-            finally:
-                cluster.shutdown()
+        port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
+        head = {"num_cpus": 6, "object_store_memory": MEMORY, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            cluster.add_node(num_cpus=6, object_store_memory=MEMORY)
+            with open_gate(port) as gate:
+                arena = Arena(cluster, gate, bucket, folder, teacher, away_seconds)
+                try:
+                    yield arena
+                finally:
+                    if arena.driver is not None and arena.driver.poll() is None:
+                        arena.kill_driver()
+        finally:
+            cluster.shutdown()

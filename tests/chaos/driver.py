@@ -1,26 +1,39 @@
-"""The driver of a run: the hash teacher, started once and left running, and create_data on a cluster that is there."""
+"""The driver of a run: a teacher, started once and left running, and create_data on a cluster that is there."""
 
 import sys
 
 import ray
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from jobs import create_data
 from jobs.data_config import CreateDataConfig
 from jobs.runtime import ClusterConfig, connect
+from raydistill.engine.config import EngineConfig
 from tests.teacher import hash_teacher
 
+DELAY_SECONDS = 0.4  # that the hash teacher takes for each row
 
-def main(config_json: str, log: str, delay_seconds: str) -> None:
+
+def main(config_json: str, teacher: str, log: str) -> None:
     """Create the dataset; RAY_ADDRESS says on which cluster."""
     config = CreateDataConfig.model_validate_json(config_json)
     connect(ClusterConfig.model_validate({}))
     serve.start(http_options={"location": "NoServer"})
-    if "hash" not in serve.status().applications:
-        hash_teacher.start(config.teacher_model, log, float(delay_seconds), num_replicas=2)
-    handle = serve.get_deployment_handle("engine", "hash")
-    create_data.run(config, handle, on_progress=lambda _: None)
+    create_data.run(config, _find_teacher(config.teacher_model, teacher, log), on_progress=lambda _: None)
     ray.shutdown()
+
+
+def _find_teacher(model_dir: str, teacher: str, log: str) -> DeploymentHandle:
+    """Return the teacher's handle; it is started where no run before has done so."""
+    if teacher in serve.status().applications:
+        return serve.get_deployment_handle("engine", teacher)
+    if teacher == "hash":
+        return hash_teacher.start(model_dir, log, DELAY_SECONDS, num_replicas=2)
+    from raydistill.teacher import app
+
+    settings = {"dtype": "float32", "max_model_len": 512, "kv_cache_gib": 0.1, "max_num_seqs": 8, "omp_threads": 1}
+    return app.start(model_dir, EngineConfig.model_validate(settings), (teacher, "/teacher"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Many runs of create_data under faults, one after another; what was run before is not run again.
 
-    python -m tests.chaos.soak --seeds 34 [--results soak.json]
+    python -m tests.chaos.soak --seeds 34 [--teacher vllm] [--results soak.json]
 
 Each seed is a run in which every kind of fault strikes once, so 34 seeds are 204 kills. Prints the failures, and the
 share of failing runs that is ruled out with 95 % confidence (the exact bound of Clopper and Pearson), as JSON.
@@ -13,26 +13,30 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.run import KINDS, run
+from tests.chaos.arena import open_arena
+from tests.chaos.run import ENGINE_KINDS, KINDS, run
 from tests.tiny import make_tiny_model
+
+AWAY_SECONDS = 30.0  # that the object store is
 
 
 def main() -> None:
     """Run the seeds that have no result yet, and print what all came to; status 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=34)
+    parser.add_argument("--teacher", choices=("hash", "vllm"), default="hash")
     parser.add_argument("--results", type=Path, default=Path("soak.json"))
     arguments = parser.parse_args()
     results: dict[str, Any] = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
     for seed in range(arguments.seeds):
         if str(seed) not in results:
-            results[str(seed)] = _run(seed)
+            results[str(seed)] = _run(seed, arguments.teacher)
             arguments.results.write_text(json.dumps(results, indent=2))
     wanted = [results[str(seed)] for seed in range(arguments.seeds)]
     failures = {seed: result for seed, result in results.items() if result["wrong"]}
     summary = {
         "runs": len(wanted),
-        "faults": len(wanted) * len(KINDS),
+        "faults": sum(len(result.get("faults", ())) for result in wanted),
         "failures": failures,
         "failing_share_at_most_95": round(upper_bound(sum(bool(result["wrong"]) for result in wanted), len(wanted)), 4),
     }
@@ -40,11 +44,13 @@ def main() -> None:
     raise SystemExit(bool(failures))
 
 
-def _run(seed: int) -> dict[str, Any]:
+def _run(seed: int, teacher: str) -> dict[str, Any]:
+    kinds = KINDS if teacher == "hash" else ENGINE_KINDS
     with tempfile.TemporaryDirectory(prefix="raydistill-soak-") as name:
         folder = Path(name)
         try:
-            return dataclasses.asdict(run(folder, make_tiny_model(folder / "model"), seed))
+            with open_arena(folder, teacher, AWAY_SECONDS) as arena:
+                return dataclasses.asdict(run(arena, make_tiny_model(folder / "model"), seed, kinds))
         except Exception as error:  # noqa: BLE001 - a run that does not end is a failure like any other
             return {"wrong": [repr(error)]}
 

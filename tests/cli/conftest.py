@@ -34,7 +34,7 @@ def folder(tmp_path):
 def fill(root, tmp_path):
     uri = f"{root}/models/triage"
     adapter = write_bare_adapter(tmp_path / "adapter", b"weights")
-    metrics = {"validation/loss_nats": 0.6123456, "rows": {"train": 180}, "log_path": "s3://bucket/runs/triage/0123"}
+    metrics = {"validation_loss_nats": 0.6123456, "rows": {"train": 180}, "log_path": "s3://bucket/runs/triage/0123"}
     for verifiable in (True, True, False):
         probe = [ProbePoint([1, 2, 3], 4, -9.0, -1.0 if verifiable else -8.9)]
         publish(uri, make_draft(verifiable=verifiable, probe=probe, metrics=metrics), adapter)

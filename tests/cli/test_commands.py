@@ -49,7 +49,7 @@ def test_show_tells_record_metrics_files_aliases_and_dataset(root, run):
         f"triage/v0001@{version.content_digest}",
         "rank 4, alpha 4, 14 modules",
         "f" * 32,
-        "validation/loss_nats",
+        "validation_loss_nats",
         "rows.train",
         "adapter_model.safetensors",
         version.files[1].sha256[:16],

@@ -66,6 +66,21 @@ def test_promote_tells_why_a_replica_refused_the_version(folder, run):
         assert "refused triage/v0002: the probe failed: 9 nat" in run(*words, status=1)
 
 
+def test_promote_is_not_misled_by_a_refusal_of_before_and_tells_what_cannot_be_read(folder, run):
+    old, new = exact(folder, "v0001"), exact(folder, "v0002")
+    before = make_status(old, refused={"triage/v0002": "an older verdict"})
+    before["replicas"][0]["wanted"] = {"triage/final": "v0001"}
+    with serve_app(Front(before, before, make_status(new)).app) as url:
+        words = ("promote", "triage", "v0002", "--wait", "--url", url, "--storage", folder)
+        assert "every replica serves it" in run(*words)
+    slow = make_status(new)
+    slow["replicas"][0]["unread"] = {"triage/v0001": "adapter_model.safetensors is missing"}
+    with serve_app(Front(slow).app) as url:
+        words = ("rollback", "triage", "--wait", "--url", url, "--timeout", "0.5", "--storage", folder)
+        assert "is missing" in run(*words, status=1)
+        assert "cannot read" in run("status", "--url", url)
+
+
 def test_nothing_is_moved_where_the_service_to_wait_for_does_not_answer(folder, run):
     for words in (("promote", "triage", "v0002"), ("rollback", "triage")):
         url = f"http://127.0.0.1:{free_port()}"

@@ -1,21 +1,34 @@
-"""`cluster/local.sh` on real parts: jobs on three nodes, a student on a cluster of its own, only S3 between them."""
+"""`cluster/local.sh` on real parts: jobs on three nodes, a student on a cluster of its own, only S3 between them.
 
+The jobs' cluster has two jobs at the same time: a whole distillation and the recipe's two commands.
+"""
+
+import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
+import boto3
 import httpx
 import pytest
 import yaml
 
 import raydistill
 from raydistill import types
+from raydistill.core.prompts import load_prompt
+from raydistill.dataset.read import read_examples, read_manifest
+from raydistill.queries.read import read_queries
+from raydistill.registry.versions import list_versions
 from tests.loopback import free_port
 from tests.processes import ROOT
-from tests.tiny_task import write_tiny_task
+from tests.tiny import make_tiny_model
+from tests.tiny_task import make_answers_end, write_tiny_task
 
 SCRIPT = ROOT / "cluster/local.sh"
+ANALYST = ROOT / "jobs/configs/analyst.toml"
 PORTS = ("GCS_PORT", "DASHBOARD_PORT", "STUDENT_GCS_PORT", "STUDENT_DASHBOARD_PORT", "S3_PORT", "JOB_SERVE_PORT")
 
 
@@ -56,6 +69,39 @@ class Clusters:
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run("submit", str(self.task_file), *arguments, timeout_seconds=600)
 
+    def submit_command(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Submit any command to the jobs' cluster, as `local.sh submit` does with its own."""
+        ray = Path(sys.executable).with_name("ray")
+        where = ["--address", self.dashboard, "--working-dir", str(ROOT)]
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "state/token")}
+        return subprocess.run(
+            [ray, "job", "submit", *where, "--", *command],
+            env={**self.env, **token},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def applications(self) -> set[str]:
+        """Return the names of Serve's applications on the jobs' cluster."""
+        token = (self.folder / "state/token").read_text().strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx.get(f"{self.dashboard}/api/serve/applications/", headers=headers, timeout=60)
+        return set(answer.raise_for_status().json()["applications"])
+
+    def read_json(self, key: str) -> Any:
+        """Return an object of the bucket that both clusters share."""
+        endpoint = f"http://127.0.0.1:{self.env['S3_PORT']}"
+        keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
+        client = boto3.client("s3", endpoint_url=endpoint, **keys)
+        return json.loads(client.get_object(Bucket="raydistill", Key=key)["Body"].read())
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://127.0.0.1:{self.env['DASHBOARD_PORT']}"
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -75,24 +121,69 @@ def clusters(tmp_path_factory):
     assert not list((both.folder / "state").glob("*.pid"))
 
 
-def test_places_of_one_machine_alone_are_refused_before_anything_starts(clusters):
-    done = clusters.submit("train.log_path=/somewhere/runs")
-    assert done.returncode != 0
-    assert "train.log_path: /somewhere/runs" in done.stdout
-    assert "teacher: starting" not in done.stdout
+def test_bad_input_ends_the_job_before_anything_starts_in_the_commands_own_words(clusters):
+    with ThreadPoolExecutor() as pool:
+        misplaced, misspelt = pool.map(clusters.submit, ["train.log_path=/somewhere/runs", "train.num_epoch=1"])
+    assert misplaced.returncode != 0 and "train.log_path: /somewhere/runs" in misplaced.stdout
+    assert misspelt.returncode != 0 and "did you mean num_epochs" in misspelt.stdout
+    for done in (misplaced, misspelt):
+        assert "exit code 2" in done.stdout and "teacher: starting" not in done.stdout
 
 
-def test_a_misspelt_key_fails_the_job_with_the_commands_own_words(clusters):
-    done = clusters.submit("train.num_epoch=1")
-    assert done.returncode != 0
-    assert "train.num_epoch" in done.stdout and "did you mean num_epochs" in done.stdout
+def run_recipe(clusters: Clusters) -> list[subprocess.CompletedProcess[str]]:
+    """Run the recipe's two commands as jobs: P and queries are the shipped example's."""
+    folder = clusters.folder
+    model, data_file = make_long_tiny_model(folder / "long"), folder / "analyst.jsonl"
+    where = [f"cluster.shared_dir={folder}", f"cluster.http_port={clusters.env['JOB_SERVE_PORT']}"]
+    asking = [f"teacher_model={model}", "num_examples=64", "temperature=1.0", "max_tokens=64", "num_actors=1"]
+    random = ["smoke_rows=0", "max_dropped_share=1.0"]  # a random model ends some of its answers only
+    training = [f"student_model={model}", f"output_dir={folder}/models/analyst", "num_epochs=1", "max_steps=3"]
+    commands = [
+        ["jobs.create_data", f"output_file={data_file}", *asking, "teacher.max_model_len=4096", *random, *where],
+        ["jobs.train", f"data_file={data_file}", *training, *where],
+    ]
+    return [clusters.submit_command("python", "-m", *command) for command in commands]
 
 
-def test_a_job_on_three_nodes_distils_and_the_other_cluster_loads_it(clusters):
-    done = clusters.submit("train.placement=STRICT_SPREAD")
-    assert done.returncode == 0, done.stdout
+def make_long_tiny_model(folder: Path) -> str:
+    """Save a tiny model that can read the example's P (2,872 of its tokens) and ends its answers."""
+    make_tiny_model(folder)
+    make_answers_end(folder)
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: 4096}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def side_by_side(clusters):
+    """Both jobs at the same time; gives how they ended, and which applications were up at once."""
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(clusters.submit, "train.placement=STRICT_SPREAD"), pool.submit(run_recipe, clusters)]
+        together = set()
+        while wait(jobs, timeout=1).not_done:
+            together = max(together, clusters.applications(), key=len)
+    distilled, recipe = (job.result() for job in jobs)
+    for done in (distilled, *recipe):
+        assert done.returncode == 0, done.stdout
+    return distilled, recipe, together
+
+
+def test_two_jobs_share_a_cluster_and_leave_it_as_it_was(clusters, side_by_side):
+    _, _, together = side_by_side
+    assert len(together) == 2 and all(name.startswith("teacher-") for name in together), "they never met"
+    assert clusters.applications() == set()
+
+
+def test_a_job_on_three_nodes_distils_and_the_other_cluster_loads_it(clusters, side_by_side):
+    done, _, _ = side_by_side
     assert "tiny v0001: 8 held-out queries" in done.stdout, "the job's log is the command's"
     assert "s3://raydistill/reports/tiny/v0001/report.html" in done.stdout
+    report = clusters.read_json("reports/tiny/v0001/report.json")
+    assert report["counts"]["asked"] == 40 == report["counts"]["kept"] + sum(report["counts"]["dropped"].values())
+    assert report["kl"]["served_difference"] < 1e-3
+    version = clusters.read_json("models/tiny/v0001/version.json")
+    assert version["prompt_digest"] == load_prompt(clusters.folder / "p.json").digest
     status = httpx.get(f"{clusters.url}/status", timeout=30).json()
     assert status["aliases"]["tiny/final"].startswith("tiny/v0001@")
     with raydistill.ServiceClient(clusters.url) as service:
@@ -102,7 +193,21 @@ def test_a_job_on_three_nodes_distils_and_the_other_cluster_loads_it(clusters):
     assert result.model == status["aliases"]["tiny/final"]
 
 
-def test_the_same_job_again_asks_and_trains_nothing(clusters):
+def test_the_recipes_two_commands_end_in_a_published_version_beside_it(clusters, side_by_side):
+    _, (asked, _), _ = side_by_side
+    assert "of 64 answers kept" in asked.stdout and "analyst.toml" in asked.stdout
+    prompt = load_prompt(ANALYST.with_suffix(".prompt.md"))
+    data_file = clusters.folder / "analyst.jsonl"
+    assert read_manifest(str(data_file)).prompt_digest == prompt.digest
+    assert prompt.messages[0]["content"][:200] not in data_file.read_text()
+    examples, _ = read_examples(str(data_file))
+    queries = {query.messages[0]["content"] for query in read_queries(ANALYST.with_suffix(".queries.jsonl"))}
+    assert {example.messages[0]["content"] for example in examples} <= queries
+    (version,) = list_versions(str(clusters.folder / "models/analyst"))
+    assert version.prompt_digest == prompt.digest and version.base_model == str(clusters.folder / "long")
+
+
+def test_the_same_job_again_asks_and_trains_nothing(clusters, side_by_side):
     done = clusters.submit("train.placement=STRICT_SPREAD")
     assert done.returncode == 0, done.stdout
     assert "teacher: starting" not in done.stdout

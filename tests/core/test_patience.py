@@ -2,9 +2,10 @@
 
 import pytest
 
-from raydistill.core import patience
+from raydistill.core import patience, s3, storage
 from raydistill.core.errors import ConflictError, UnavailableError
-from raydistill.core.patience import patiently
+from raydistill.core.patience import patiently, replace_patiently
+from tests.loopback import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +37,30 @@ def test_an_answer_is_an_answer():
     with pytest.raises(ConflictError):
         patiently(make_store(failures))
     assert len(failures) == 1
+
+
+def test_a_store_that_takes_no_connection_is_away_not_broken(monkeypatch):
+    """What is raised says whether it is waited for; an object store that restarts refuses connections."""
+    for name, value in (("ENDPOINT_URL", f"http://127.0.0.1:{free_port()}"), ("EC2_METADATA_DISABLED", "true")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    quick = s3.make_client(connect_seconds=1, read_seconds=1, attempts=1)
+    with pytest.raises(UnavailableError, match="Could not connect"), s3.errors("s3://bucket/key"):
+        quick.get_object(Bucket="bucket", Key="key")
+
+
+def test_a_write_whose_answer_was_lost_is_no_conflict(tmp_path, monkeypatch):
+    uri, write = str(tmp_path / "a"), storage.write_bytes
+
+    def write_and_say_nothing(uri: str, data: bytes, if_match: str) -> str:
+        write(uri, data, if_match)
+        monkeypatch.setattr(storage, "write_bytes", write)
+        raise UnavailableError("cut")
+
+    monkeypatch.setattr(storage, "write_bytes", write_and_say_nothing)
+    etag = replace_patiently(uri, b"one", storage.ABSENT)
+    assert storage.read(uri) == (b"one", etag)
+    storage.write_bytes(uri, b"of somebody else")
+    with pytest.raises(ConflictError):
+        replace_patiently(uri, b"two", etag)

@@ -77,6 +77,11 @@ def test_what_a_kill_left_behind_counts_once(folder: Path) -> None:
     # Joined and named, but its parts not deleted yet: they hold nothing new.
     whole = compact(str(folder), shards)
     assert find_unnamed(str(folder), [whole], Origin.of(DRAFT)) == []
+    # A row that had failed was asked again, and its answer was committed just before the kill.
+    failed = commit(folder, "y-0", [make_answer("f", error="refused")])
+    commit(folder, "z-0", [make_answer("f")])
+    (unnamed,) = find_unnamed(str(folder), [whole, failed], Origin.of(DRAFT))
+    assert (unnamed.shard.uri, unnamed.kept) == ("answers/new/z-0.parquet", 1)
 
 
 def test_half_an_object_is_told_and_never_read(folder: Path) -> None:
@@ -145,7 +150,7 @@ def test_first_answers_that_cannot_be_used_are_shown(folder: Path) -> None:
 
 
 def test_small_objects_are_joined_when_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = [Shard(f"answers/new/{index}.parquet", 10, 100, "") for index in range(5)]
+    small = [Shard(f"answers/new/{index}-a.parquet", 10, 100, "") for index in range(5)]
     large = Shard("answers/ledger-a.parquet", 10, 100, "")
     assert choose_compaction(small) == []
     monkeypatch.setattr(ledger, "COMPACT_ROWS", 30)
@@ -153,6 +158,8 @@ def test_small_objects_are_joined_when_there_are_enough(monkeypatch: pytest.Monk
     assert choose_compaction([large, *small[:2]]) == []
     assert choose_compaction([large, *small[:2]], at_end=True) == [large, *small[:2]]
     assert choose_compaction([dataclasses.replace(large, rows=20), *small[:2]], at_end=True) == small[:2]
+    in_work = {"1", "3"}  # request objects, by which small objects are named
+    assert choose_compaction([large, *small], in_work=in_work) == [small[0], small[2], small[4]]
     monkeypatch.setattr(ledger, "COMPACT_BYTES", 200)
     assert choose_compaction([large, *small]) == small[:2]
     assert choose_compaction([large], at_end=True) == []

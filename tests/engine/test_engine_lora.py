@@ -1,6 +1,8 @@
 """A real vLLM engine with adapters in every slot it has: equal to plain PEFT, and mixed batches equal to solo runs."""
 
 import dataclasses
+import os
+import random
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tests.tiny_adapter import make_tiny_adapter
 
 pytest.importorskip("vllm")
 TOKENS = 6
+MIXED_BATCHES = int(os.environ.get("RAYDISTILL_MIXED_BATCHES", "20"))  # `make soak` asks for more
 PROMPTS = [[5, 9, 33, 70, 8], [44, 12, 90], [61, 7, 7, 23, 150, 81, 200], [301, 10]]
 
 
@@ -24,13 +27,14 @@ def engine(model_dir, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("engine")
     folders = [
-        make_tiny_adapter(model_dir, folder / f"adapter{seed}", seed, rank=8, alpha=16, scale=0.07) for seed in (1, 2)
+        make_tiny_adapter(model_dir, folder / f"adapter{seed}", seed, rank=8, alpha=16, scale=0.07)
+        for seed in (1, 2, 3)
     ]
     bases = [AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32) for _ in folders]
     peft = [PeftModel.from_pretrained(*pair).eval() for pair in zip(bases, folders, strict=True)]
     config = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=16, max_loras=1, max_lora_rank=8)
     args = vllm_args(config, on_gpu=False, lora=True) | {
-        "max_loras": 2,  # two adapters, two slots: none to spare
+        "max_loras": 3,  # three adapters, three slots: none to spare
         "max_num_batched_tokens": 128,  # longer prompts are cut in chunks
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -68,14 +72,14 @@ def test_mixed_batch_equals_peft_without_a_spare_slot(engine):
     cases = [
         (prompt, adapter, model)
         for prompt in PROMPTS
-        for adapter, model in ((None, base), (adapters[0], peft[0]), (adapters[1], peft[1]))
+        for adapter, model in zip([None, *adapters], [base, *peft], strict=True)
     ]
     answers = _ask(llm, [case[0] for case in cases], [case[1] for case in cases])
     for (prompt, adapter, model), (tokens, logprobs) in zip(cases, answers, strict=True):
         want_tokens, want_logprobs = greedy_tokens(model, prompt, TOKENS)
         assert tokens == want_tokens, adapter
         assert logprobs == pytest.approx(want_logprobs, abs=1e-3), adapter
-    distinct = {tuple(tokens) for tokens, _ in answers[:3]}
+    distinct = {tuple(tokens) for tokens, _ in answers[:4]}
     assert len(distinct) > 1, "the adapters change nothing, so this test would see no mistake"
 
 
@@ -84,12 +88,57 @@ def test_mixed_batch_equals_solo_runs(engine):
 
     llm, _, folders, _ = engine
     adapters = [None, *(LoRARequest(f"a{index}", index, folder) for index, folder in enumerate(folders, 1))]
-    pairs = [(prompt, adapters[index % 3]) for index, prompt in enumerate(PROMPTS * 3)]
+    pairs = [(prompt, adapters[index % 4]) for index, prompt in enumerate(PROMPTS * 3)]
     mixed = _ask(llm, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
     for pair, (tokens, logprobs) in zip(pairs, mixed, strict=True):
         (solo_tokens, solo_logprobs) = _ask(llm, [pair[0]], [pair[1]])[0]
         assert tokens == solo_tokens
         assert logprobs == pytest.approx(solo_logprobs, abs=1e-4)
+
+
+def test_random_mixed_batches_of_base_and_three_adapters_equal_solo_runs(engine):
+    from vllm.lora.request import LoRARequest
+
+    llm, _, folders, _ = engine
+    dice = random.Random(7)
+    adapters = [None, *(LoRARequest(f"a{index}", index, folder) for index, folder in enumerate(folders, 1))]
+    prompts = [[dice.randrange(3, 384) for _ in range(dice.choice((1, 4, 9, 30, 60)))] for _ in range(8)]
+    rows = [(prompt, adapter) for prompt in prompts for adapter in adapters]
+    solo = [_ask(llm, [prompt], [adapter])[0] for prompt, adapter in rows]
+    for _ in range(MIXED_BATCHES):
+        chosen = [dice.randrange(len(rows)) for _ in range(dice.randrange(2, 17))]
+        mixed = _ask(llm, [rows[index][0] for index in chosen], [rows[index][1] for index in chosen])
+        for index, (tokens, logprobs) in zip(chosen, mixed, strict=True):
+            assert tokens == solo[index][0]
+            assert logprobs == pytest.approx(solo[index][1], abs=1e-3)
+
+
+def test_an_adapter_that_the_engine_refuses_changes_nobodys_answers(engine, tmp_path):
+    """Also in the middle: the others' rows are in flight while it is refused."""
+    from vllm import TokensPrompt
+    from vllm.lora.request import LoRARequest
+
+    from raydistill.core.records import TokenRequest
+    from raydistill.engine.server import sampling_params
+
+    llm, model_dir, folders, _ = engine
+    adapters = [None, *(LoRARequest(f"a{index}", index, folder) for index, folder in enumerate(folders, 1))]
+    before = _ask(llm, PROMPTS, adapters)
+    too_high = make_tiny_adapter(model_dir, tmp_path / "rank64", rank=64)
+    params = sampling_params(TokenRequest(tokens=[], max_tokens=TOKENS, temperature=0, ignore_eos=True))
+    for index, (prompt, adapter) in enumerate(zip(PROMPTS, adapters, strict=True)):
+        llm.llm_engine.add_request(f"r{index}", TokensPrompt(prompt_token_ids=prompt), params, lora_request=adapter)
+    during = {}
+    for number, folder in enumerate((too_high, str(tmp_path / "nothing")), 90):
+        for output in llm.llm_engine.step():
+            during[output.request_id] = list(output.outputs[0].token_ids)
+        with pytest.raises(Exception, match=r"rank|No adapter"):
+            llm.llm_engine.add_lora(LoRARequest(f"bad{number}", number, folder))
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            during[output.request_id] = list(output.outputs[0].token_ids)
+    assert [during[f"r{index}"] for index in range(len(PROMPTS))] == [tokens for tokens, _ in before]
+    assert _ask(llm, PROMPTS, adapters) == before
 
 
 def test_probe_scores_are_the_asked_tokens(engine):

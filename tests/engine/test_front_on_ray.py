@@ -33,7 +33,7 @@ def start(has_key):
     found = read_key() if has_key else None
     run_application(make_ingress(Engine.bind(), found, EngineConfig.model_validate({})), "front", "/", 100)
 
-ray.init(num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
 logs = Path(ray._private.worker._global_node.get_logs_dir_path())
 serve.start(http_options={"host": "0.0.0.0", "port": port})
 told = {}

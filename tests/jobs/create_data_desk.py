@@ -26,6 +26,7 @@ class Desk:
             "queries": str(self.queries),
             "prompt": str(self.prompt),
             "commit_rows": 8,
+            "concurrency": 8,  # with commit_rows it decides how many actors there are: two
             "max_tokens": 40,
         }
         return CreateDataConfig(**{**values, **changes})

@@ -1,5 +1,6 @@
 """What create_data makes of its input before Ray starts: bad input is refused, and the rows to ask are chosen."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,61 @@ def test_bad_input_names_all_faults_together(tmp_path: Path, model_dir: str) -> 
         create_data.run(desk.config(prompt="missing.md", num_examples=5, teacher_model="no/such/folder"))
     for part in ("missing.md", "num_examples: 5", "no/such/folder"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+        (b'{"question": "a"}\n', 'line 1: needs either "text" or "messages"'),
+        (b'{"text": "a"}\n{"text": "\xfc"}\n', "line 2: not UTF-8"),
+        (b"", "holds no queries"),
+        (b'{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n', "line 2: has the id of line 1, but another text"),
+        (json.dumps({"text": "word " * 3000}).encode(), r"teacher\.max_model_len: P and the shortest query take 12"),
+    ],
+)
+def test_bad_queries_are_told_before_anything_starts(
+    tmp_path: Path, model_dir: str, monkeypatch: pytest.MonkeyPatch, lines: bytes, expected: str
+) -> None:
+    desk = Desk(tmp_path, model_dir, [])
+    desk.queries.write_bytes(lines)
+    with pytest.raises(ConfigError, match=expected):
+        run_main(desk, monkeypatch, "num_examples=1", "smoke_rows=0")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("prices.input=-1", r"create_data\.prices\.input .*greater than or equal to 0"),
+        ("max_cost=1", "create_data: max_cost needs prices"),
+        ("quality.json_schema=SCHEMA", r"quality\.json_schema: \S*schema.json: no JSON schema: \$\.type: 'nonsense'"),
+        ("quality.json_schema=missing.json", "quality.json_schema: missing.json cannot be read"),
+        ('quality.must_match=["("]', "no regular expression"),
+        ("queries=CSV", 'there is no column "text" or "messages"; the columns are question, n'),
+    ],
+)
+def test_bad_settings_are_told_before_anything_starts(
+    tmp_path: Path, model_dir: str, monkeypatch: pytest.MonkeyPatch, override: str, expected: str
+) -> None:
+    desk = Desk(tmp_path, model_dir, ["a"])
+    (tmp_path / "schema.json").write_text('{"type": "nonsense"}')
+    (tmp_path / "queries.csv").write_text("question,n\na,1\n")
+    override = override.replace("SCHEMA", f"{tmp_path}/schema.json").replace("CSV", f"{tmp_path}/queries.csv")
+    with pytest.raises(ConfigError, match=expected) as caught:
+        run_main(desk, monkeypatch, "num_examples=1", override)
+    assert str(caught.value).count("json_schema") <= 1
+
+
+def run_main(desk: Desk, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    """Run the command in this process; it must not come as far as Ray, or write anything."""
+    monkeypatch.setattr(create_data, "connect", lambda _: pytest.fail("it went on"))
+    values = {"output_file": desk.output, "teacher_model": desk.model_dir, "prompt": desk.prompt}
+    if not any(override.startswith("queries=") for override in overrides):
+        values["queries"] = desk.queries
+    try:
+        create_data.main([*(f"{key}={value}" for key, value in values.items()), *overrides])
+    finally:
+        assert not desk.output.exists()
 
 
 def test_bad_input_a_place_that_holds_something_else(tmp_path: Path, model_dir: str) -> None:

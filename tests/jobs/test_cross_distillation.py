@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from jobs import train
+from raydistill.core.errors import DatasetError
 from raydistill.core.idset import pack_ids
 from raydistill.dataset.finish import finish_dataset
 from raydistill.dataset.write import open_dataset
@@ -87,6 +88,24 @@ def test_same_tokenizer_keeps_the_teachers_tokens(dataset, model_dir, tmp_path, 
         rows = train.read_rows(config, train.check_model(config))
     assert caplog.text == ""
     assert {row.response_tokens[-1] for row in rows.train} == {2}
+
+
+def test_another_template_of_the_same_tokenizer_is_refused_until_it_is_allowed(dataset, tmp_path):
+    other = make_tiny_model(tmp_path / "other")
+    template = tmp_path / "other" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant\n", "assistant: "))
+    config = _config(dataset, other, tmp_path)
+    with pytest.raises(DatasetError, match=r"another chat template.*allow_other_template=true"):
+        train.read_rows(config, train.check_model(config))
+    allowed = config.model_copy(update={"allow_other_template": True})
+    assert len(train.read_rows(allowed, train.check_model(allowed)).train) == 32
+
+
+def test_teacher_of_the_same_name_with_another_tokenizer_is_refused(dataset, student_dir, tmp_path):
+    config = _config(dataset, student_dir, tmp_path)
+    student = train.check_model(config)
+    with pytest.raises(DatasetError, match="its teacher is m too, but with another tokenizer"):
+        train.read_rows(config.model_copy(update={"student_model": "m"}), student)
 
 
 def test_student_of_another_family_learns_and_is_published(cluster, dataset, student_dir, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from jobs import distill
 from raydistill.core.errors import ConfigError, NotFoundError
 from tests.processes import run_job
+from tests.tiny import make_tiny_model
 from tests.tiny_task import write_tiny_task
 
 
@@ -40,6 +41,25 @@ def test_what_is_missing_is_found_before_ray_starts(task_file, monkeypatch, argu
     with pytest.raises(error, match=said):
         distill.run(distill.read_settings([str(task_file), argument]))
     assert not (task_file.parent / "storage").exists()
+
+
+def test_kl_is_refused_before_ray_starts_when_another_models_soft_labels_are_not_to_be_recorded(
+    task_file, monkeypatch, tmp_path
+):
+    class RayStarts(Exception):
+        pass
+
+    def start(_):
+        raise RayStarts
+
+    monkeypatch.setattr(distill, "connect", start)
+    other = make_tiny_model(tmp_path / "other", seed=5)
+    argv = [str(task_file), f"task.teacher_model={other}"]
+    with pytest.raises(ConfigError, match=r"loss: kl is not possible: .*other answers.*create_data\.top_logprobs"):
+        distill.run(distill.read_settings([*argv, "train.loss=kl"]))
+    for allowed in ([*argv, "train.loss=kl", "create_data.top_logprobs=5"], argv, [str(task_file), "train.loss=kl"]):
+        with pytest.raises(RayStarts):
+            distill.run(distill.read_settings(allowed))
 
 
 def test_a_task_file_is_needed():

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from raydistill.core.errors import NotFoundError
 from raydistill.core.prompts import load_prompt
 from raydistill.core.records import version_from_json
 from raydistill.registry.aliases import move_alias, read_aliases
-from raydistill.registry.publish import publish
 from raydistill.registry.versions import read_version
 from tests.plain_passes import greedy_tokens
+from tests.scaled_version import publish_scaled
 
 PROMPT_TOKENS = [5, 9, 33, 70, 8, 120]
 
@@ -191,31 +190,11 @@ def test_token_ids_out_of_range_are_refused(world):
         _greedy(_client(world), [5, 99999])
 
 
-def _publish_scaled(world, factor: float):
-    """Publish the adapter with its weights scaled, with a probe of its own."""
-    import numpy as np
-    from safetensors.numpy import load_file, save_file
-
-    from raydistill.scoring.probe import build_probe
-
-    uri = world.settings.models_uri
-    first = read_version(uri, "v0001")
-    folder = Path(world.settings.task.storage) / f"scaled{factor}"
-    shutil.copytree(f"{uri}/v0001", folder, dirs_exist_ok=True)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    scaled = {name: value * np.float32(factor) if "lora_B" in name else value for name, value in tensors.items()}
-    save_file(scaled, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    rows = [(point.prefix, [point.token]) for point in first.probe]
-    points, verifiable = build_probe(world.base_dir, str(folder), rows)
-    draft = dataclasses.replace(first, number=0, files=[], probe=points, verifiable=verifiable)
-    return publish(uri, draft, str(folder))
-
-
 def test_versions_are_swapped_and_bad_ones_refused_under_way(world):
     uri, client = world.settings.models_uri, _client(world)
     base_client = raydistill.ServiceClient(world.url).create_sampling_client(base_model=world.base_dir)
     before, base_before = _greedy(client), _greedy(base_client)
-    second = _publish_scaled(world, -1.5)
+    second = publish_scaled(world, -1.5)
     move_alias(uri, "final", second.label)
     exact = f"tiny/{second.label}@{second.content_digest}"
     _wait(lambda: _status(world)["aliases"]["tiny/final"] == exact, "the swap")
@@ -225,15 +204,15 @@ def test_versions_are_swapped_and_bad_ones_refused_under_way(world):
     assert _greedy(_client(world, "tiny/candidate")).sequences == before.sequences
 
     # A flipped byte, and weights that are not the ones the probe was made for.
-    broken = _publish_scaled(world, -1.6)
+    broken = publish_scaled(world, -1.6)
     weights = Path(uri) / broken.label / "adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 0xFF
     weights.write_bytes(bytes(data))
-    wrong = _publish_scaled(world, 1.3)
+    wrong = publish_scaled(world, 1.3)
     record = Path(uri) / wrong.label / "version.json"
     probe = [
-        dataclasses.replace(point, adapter=point.base - (point.adapter - point.base) - 3)
+        dataclasses.replace(point, adapter=min(-0.1, point.base - (point.adapter - point.base) - 3))
         for point in version_from_json(record.read_bytes()).probe
     ]
     storage.write_bytes(str(record), _with_probe(record.read_bytes(), probe))

@@ -7,15 +7,17 @@ import pytest
 from safetensors.torch import load_file
 
 from jobs import train
-from raydistill.core.errors import ConfigError, DatasetError, NotFoundError
+from raydistill.core.errors import ConfigError, ConflictError, DatasetError, NotFoundError
 from raydistill.core.models import model_revision
 from raydistill.registry.check import check_version
 from raydistill.registry.fetch import fetch_version
+from raydistill.registry.merged import read_merged
 from raydistill.registry.versions import list_versions
 from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 from raydistill.training.config import TrainConfig
 from tests.jsonl import write_jsonl
 from tests.processes import run_job
+from tests.tiny import make_tiny_model
 
 
 def _write_data(path: Path, count: int = 40) -> Path:
@@ -54,7 +56,7 @@ def test_version_is_published_once_when_trained_twice(cluster, model_dir, tmp_pa
     assert version.tokenizer == tokenizer_digest(tokenizer)
     assert version.template_digest == get_renderer("chat", tokenizer).template_digest
     assert version.lora["rank"] == version.lora["alpha"] == 4 and version.lora["modules"] == 14
-    assert version.metrics["rows"] == {"train": 32, "validation": 8, "too_long": 0}
+    assert version.metrics["rows"] == {"train": 32, "validation": 8, "too_long": 0, "cut": 0}
     assert version.metrics["steps"] == 32 and seen[-1] == (32, 32)
     assert version.metrics["validation_loss_nats"] < 0.5 * version.metrics["validation_loss_nats_before"]
     folder = fetch_version(config.output_dir, version, tmp_path / "fetched")
@@ -62,7 +64,9 @@ def test_version_is_published_once_when_trained_twice(cluster, model_dir, tmp_pa
     assert len(load_file(Path(folder) / "adapter_model.safetensors")) == 28
     run_dir = tmp_path / "runs" / "desk" / version.metrics["run_id"]
     assert (run_dir / "metrics.jsonl").exists() and (run_dir / "loss.png").exists()
-    assert train.run(config) == version
+    assert train.run(config.model_copy(update={"merge": True})) == version
+    assert read_merged(config.output_dir, version) is not None
+    assert (tmp_path / "models" / "desk" / "merged" / "v0001" / "model.safetensors").exists()
     assert list_versions(config.output_dir) == [version]
 
 
@@ -74,11 +78,42 @@ def test_rows_that_are_too_long_are_left_out_and_counted(model_dir, tmp_path):
     }
     path.write_text(path.read_text() + json.dumps(long_line) + "\n")
     rows = train.read_rows(config, train.check_model(config))
-    assert rows.too_long == 1 and len(rows.train) + len(rows.validation) == 40
+    assert (rows.too_long, rows.cut) == (1, 0) and len(rows.train) + len(rows.validation) == 40
     assert all(row.num_tokens <= 48 for row in rows.train)
     tiny_limit = config.model_copy(update={"max_length": 3})
     with pytest.raises(DatasetError, match="no row of at most 3 tokens"):
         train.read_rows(tiny_limit, train.check_model(tiny_limit))
+
+
+def _talk(turns: int, last: str = "Where is it?") -> dict:
+    pairs = [
+        {"role": role, "content": f"{word} {turn}"}
+        for turn in range(turns)
+        for role, word in (("user", "parcel"), ("assistant", "order"))
+    ]
+    last_pair = [{"role": "user", "content": last}, {"role": "assistant", "content": "billing"}]
+    return {"messages": [{"role": "system", "content": "Be brief."}, *pairs, *last_pair]}
+
+
+def test_history_is_cut_from_its_oldest_turn_and_a_long_last_turn_is_left_out(model_dir, tmp_path):
+    data = write_jsonl(tmp_path / "talks.jsonl", *(_talk(turns) for turns in range(1, 13)), _talk(1, "parcel " * 90))
+    config = _config(model_dir, tmp_path, data_file=str(data), max_length=128, too_long="cut_history", batch_size=1)
+    student = train.check_model(config)
+    whole = train.read_rows(
+        config.model_copy(update={"max_length": None}), train.check_model(_config(model_dir, tmp_path))
+    )
+    rows = train.read_rows(config, student)
+    assert rows.too_long == 1 and rows.cut >= 3 and len(rows.train) + len(rows.validation) == 12
+    by_id = {row.id: row for row in [*whole.train, *whole.validation]}
+    cut = [row for row in [*rows.train, *rows.validation] if row.prompt_tokens != by_id[row.id].prompt_tokens]
+    assert len(cut) == rows.cut and all(row.response_tokens == by_id[row.id].response_tokens for row in cut)
+    start = student.tokenizer.encode("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nparcel ")
+    for row in cut:
+        text = student.tokenizer.decode(row.prompt_tokens)
+        assert row.prompt_tokens[: len(start)] == start and "Where is it?" in text and row.num_tokens <= 128
+        assert "parcel 0" not in text
+    with pytest.raises(DatasetError, match=r"of 13 examples have more than 128 tokens.*too_long=drop"):
+        train.read_rows(config.model_copy(update={"too_long": "refuse"}), student)
 
 
 def test_some_rows_show_the_plain_query_when_raw_fraction_is_set(model_dir, tmp_path):
@@ -111,7 +146,27 @@ def test_unknown_model_or_data_is_refused_before_anything_starts(model_dir, tmp_
     few = _config(model_dir, tmp_path, data_file=str(_write_data(tmp_path / "few.jsonl", 6)))
     with pytest.raises(DatasetError, match="fewer than one batch of 8"):
         train.run(few)
+    with pytest.raises(ConfigError, match="no linear layer q_prj"):
+        train.run(_config(model_dir, tmp_path, lora_targets=["q_prj"]))
     assert not (tmp_path / "models").exists() and not (tmp_path / "runs").exists()
+
+
+def test_base_without_a_template_is_refused_unless_the_renderer_is_raw(tmp_path):
+    bare = make_tiny_model(tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match=r'no chat template.*renderer = "raw"'):
+        train.run(_config(bare, tmp_path))
+    assert train.check_model(_config(bare, tmp_path, renderer="raw")).model_dir == bare
+    assert not (tmp_path / "models").exists()
+
+
+def test_output_folder_of_something_else_is_refused(model_dir, tmp_path):
+    (tmp_path / "models" / "desk" / "v0001").mkdir(parents=True)
+    config = _config(model_dir, tmp_path)
+    train.check_places(config)
+    (tmp_path / "models" / "desk" / "metrics.jsonl").write_text("")
+    with pytest.raises(ConflictError, match=r"holds metrics\.jsonl and is no model's registry folder"):
+        train.run(config)
 
 
 def test_command_ends_with_status_2_and_names_every_fault_when_the_input_is_bad(tmp_path):

@@ -46,15 +46,29 @@ def test_rollback_goes_to_what_the_alias_named_before_and_is_a_move_itself(uri):
     promote(uri, "final", "v0001")
     promote(uri, "candidate", "v0003", force=True)
     promote(uri, "final", "v0002")
-    assert rollback(uri, "final").mapping["final"] == "v0001"
-    assert rollback(uri, "final").mapping["final"] == "v0002", "a second rollback takes back the first"
+    assert rollback(uri, "final").mapping == {"final": "v0001", "candidate": "v0003"}
     assert [move for move in list_moves(uri) if move[0] == "final"] == [
         ("final", None, "v0001"),
         ("final", "v0001", "v0002"),
         ("final", "v0002", "v0001"),
-        ("final", "v0001", "v0002"),
     ]
     assert all("@" in move["by"] and move["time"] for move in read_aliases(uri).history)
+
+
+def test_each_rollback_goes_one_promotion_further_back(uri, adapter):
+    for label in ("v0001", "v0002", "v0003"):
+        promote(uri, "final", label, force=True)
+    assert [rollback(uri, "final").mapping["final"] for _ in range(2)] == ["v0002", "v0001"]
+    with pytest.raises(NotFoundError, match=r"back at v0001, the first .* named v0001, v0002, v0003: promote one"):
+        rollback(uri, "final")
+    fourth = publish(uri, make_draft(), adapter).label
+    promote(uri, "final", fourth)
+    assert rollback(uri, "final").mapping["final"] == "v0001", "what was taken back is not come by again"
+    promote(uri, "final", "v0003", force=True), promote(uri, "final", fourth), promote(uri, "final", "v0002")
+    assert rollback(uri, "final", "v0003").mapping["final"] == "v0003"
+    assert rollback(uri, "final").mapping["final"] == "v0001", "two moves were taken back at once"
+    assert rollback(uri, "final", fourth).mapping["final"] == fourth
+    assert rollback(uri, "final").mapping["final"] == "v0001", "to a version that was taken back is a new promotion"
 
 
 def test_rollback_to_a_version_needs_that_the_alias_named_it(uri):

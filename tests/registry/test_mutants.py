@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from raydistill.core.errors import VerificationError
+from raydistill.core.errors import NotFoundError, VerificationError
 from raydistill.core.records import ProbePoint
 from raydistill.registry.check import check_version
 from raydistill.registry.fetch import fetch_version
@@ -60,7 +60,7 @@ def test_no_mutant_passes(whole, model_dir, number):
     uri = copy_version(whole, "mutant")
     beside = sorted(path.name for path in whole.iterdir())
     mutate(Copy(uri / "v0001"), random.Random(f"{SEED}-{number}"))
-    with pytest.raises(VerificationError, match=reason):
+    with pytest.raises((VerificationError, NotFoundError), match=reason):  # what is missing may come yet
         pass_gate(uri, model_dir, whole / "mutant" / "cache")
     assert not list(whole.rglob("pickle-was-loaded"))
     assert sorted(path.name for path in whole.iterdir()) == beside, "nothing was written outside the cache"

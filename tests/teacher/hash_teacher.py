@@ -1,33 +1,38 @@
 """A Serve application with the engine's surface whose answers are a hash of tokens and seed: no model, same protocol.
 
 Queries choose its faults by words in the prompt: "TRUNCATE" never ends, "EMPTY" ends at once, "FAIL" is always
-refused, "FLAKY" the first time, "LATER" the first five times, and "CRASH" kills the replica the first time. Asked for
-a grade, it gives one from 1 to 9, or none.
+refused, "FLAKY" the first time, "LATER" the first five times; the first time "RAISE" is an exception, "SLOW" takes a
+minute, and "CRASH" kills the replica. Where one replica is sick, it does the same with "SICK-FLAKY", "SICK-RAISE" and
+"SICK-SLOW" every time, and the others never do. Asked for a grade, it gives one from 1 to 9, or none.
 """
 
 import asyncio
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.renderers import load_tokenizer
+from raydistill.teacher.app import ROUTER
 
 
 @serve.deployment(name="engine", ray_actor_options={"num_cpus": 1}, max_ongoing_requests=256, health_check_period_s=1)
 class HashTeacher:
-    def __init__(self, model_dir: str, log_path: str, delay_seconds: float) -> None:
+    def __init__(self, model_dir: str, log_path: str, delay_seconds: float, one_is_sick: bool) -> None:
         self._tokenizer = load_tokenizer(model_dir)
         self._log = Path(log_path)
         self._delay_seconds = delay_seconds
+        self._is_sick = one_is_sick and _is_first(Path(f"{log_path}.sick"))
 
     async def info(self) -> dict:
         return {"max_model_len": 640}
 
-    async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
+    async def generate(self, rows: list[TokenRequest], after: str | None = None) -> list[TokenResult]:
         return list(await asyncio.gather(*(self._answer(row) for row in rows)))
 
     def _count(self, text: str) -> int:
@@ -44,7 +49,12 @@ class HashTeacher:
         await asyncio.sleep(self._delay_seconds)
         if "CRASH" in text and not asked:
             os._exit(1)
-        if "FAIL" in text or ("FLAKY" in text and not asked) or ("LATER" in text and asked < 5):
+        is_faulty = self._is_sick if "SICK" in text else not asked
+        if "RAISE" in text and is_faulty:
+            raise RuntimeError("out of order")
+        if "SLOW" in text and is_faulty:
+            await asyncio.sleep(60)
+        if "FAIL" in text or ("FLAKY" in text and is_faulty) or ("LATER" in text and asked < 5):
             return TokenResult([], [], "error", Usage(len(row.tokens), 0, 0), error="ValueError: refused")
         answer = hash_answer(row)
         if "Score: N" in text:  # it is asked to grade
@@ -63,8 +73,25 @@ def hash_answer(row: TokenRequest) -> str:
     return hashlib.sha256(f"{row.tokens} {row.seed}".encode()).hexdigest()[:12]
 
 
-def start(model_dir: str, log_path: str, delay_seconds: float = 0.0, num_replicas: int = 1) -> DeploymentHandle:
-    """Start it and return the handle of its engine."""
+def _is_first(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def start(
+    model_dir: str,
+    log_path: str,
+    delay_seconds: float = 0.0,
+    num_replicas: int = 1,
+    one_is_sick: bool = False,
+    name: str = "hash",
+    **options: Any,
+) -> DeploymentHandle:
+    """Start it, with other options of its deployment perhaps, and return the handle of its engine."""
     serve.start(http_options={"location": "NoServer"})
-    teacher = HashTeacher.options(num_replicas=num_replicas)
-    return serve.run(teacher.bind(model_dir, log_path, delay_seconds), name="hash", route_prefix=None)
+    router = RequestRouterConfig.model_validate({"request_router_class": ROUTER})
+    teacher = HashTeacher.options(num_replicas=num_replicas, request_router_config=router, **options)
+    return serve.run(teacher.bind(model_dir, log_path, delay_seconds, one_is_sick), name=name, route_prefix=None)

@@ -1,5 +1,7 @@
+import dataclasses
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +44,19 @@ def test_order_differs_between_epochs_and_seeds():
     assert len({tuple(rows_of_step(plan, 0)), tuple(rows_of_step(plan, 1)), tuple(rows_of_step(other, 0))}) == 3
 
 
+@given(st.integers(1, 20), st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.integers(1, 5))
+def test_generic_rows_join_in_turn_and_change_nothing_about_the_others(num_rows, batch_size, share, num_generic):
+    plain = plan_steps(num_rows, batch_size, 3, None, 0)
+    plan = dataclasses.replace(plain, num_generic=num_generic, retain_fraction=share)
+    steps = [rows_of_step(plan, step) for step in range(plan.num_steps)]
+    assert [[index for index in step if index < num_rows] for step in steps] == [
+        rows_of_step(plain, step) for step in range(plan.num_steps)
+    ]
+    joined = [index - num_rows for step in steps for index in step if index >= num_rows]
+    assert joined == [turn % num_generic for turn in range(len(joined))]
+    assert abs(len(joined) - share * batch_size * plan.num_steps) < 1
+
+
 lengths = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=12)
 
 
@@ -80,6 +95,8 @@ def test_packed_positions_restart_and_keep_what_predicts_the_response():
         EncodedRow("a", [1, 2], []),
         EncodedRow("a", [], [1, 2]),
         EncodedRow("a", [1], [3]),
+        EncodedRow("a", [1], [2], teacher_tokens=[1]),
+        EncodedRow("a", [1], [2], top_ids=np.array([[1]]), top_logprobs=np.array([[0.0]])),
     ],
 )
 def test_rows_digest_changes_when_a_row_does(other):
@@ -87,3 +104,4 @@ def test_rows_digest_changes_when_a_row_does(other):
     assert rows_digest([row]) == rows_digest([EncodedRow("a", [1], [2])])
     assert rows_digest([row]) != rows_digest([other])
     assert rows_digest([row, other]) != rows_digest([other, row])
+    assert rows_digest([row], [7]) != rows_digest([row])

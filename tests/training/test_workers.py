@@ -15,14 +15,9 @@ CASES = [(num_workers, stage) for num_workers, stages in workers.STAGES.items() 
 
 
 @pytest.fixture(scope="module")
-def trained(model_dir, tmp_path_factory):
+def trained(gloo_results):
     """The folder of results of 1, 2 and 3 workers; all resume from what two workers in stage 2 saved."""
-    folder = tmp_path_factory.mktemp("trained")
-    checkpoint = folder / "workers2-stage2" / "checkpoint"
-    workers.run_workers(workers.train_all_stages, 2, model_dir, str(folder), None)
-    for num_workers in (1, 3):
-        workers.run_workers(workers.train_all_stages, num_workers, model_dir, str(folder), str(checkpoint))
-    return folder
+    return gloo_results.trained
 
 
 def _folder(trained, num_workers: int, stage: int):
@@ -82,6 +77,55 @@ def test_resuming_equals_an_undisturbed_run_when_workers_and_stage_change(traine
     found = json.loads((_folder(trained, num_workers, stage) / "resumed.json").read_text())
     assert found["step"] == workers.SAVED_AT
     assert found["losses"] == pytest.approx(losses[workers.SAVED_AT :], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def taught(model_dir) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Gradients and means of the taught rows by plain PEFT: whole prompts, row by row, the formulas by hand."""
+    model = workers.make_student(model_dir)
+    sums = {"loss": 0.0, "kl": 0.0, "cross_entropy": 0.0, "tokens": 0, "taught": 0}
+    for row in workers.make_taught_rows():
+        q_TV = _logprobs(model, row.prompt_tokens, row.response_tokens)
+        cross_entropy = -q_TV[range(len(q_TV)), row.response_tokens].sum()
+        weight, kl = 0.0, torch.tensor(0.0)
+        if row.top_ids is not None:
+            weight = workers.OBJECTIVE.kl_weight
+            ids, p_TK = torch.from_numpy(row.top_ids).long(), torch.from_numpy(row.top_logprobs).float().exp()
+            q_TK, tail_T = q_TV.exp().gather(1, ids), 1 - p_TK.sum(-1)
+            kl = (p_TK * (p_TK / q_TK).log()).sum() + (tail_T * (tail_T / (1 - q_TK.sum(-1))).log()).sum()
+        elif row.teacher_tokens is not None:
+            weight = 1.0 if row.is_generic else workers.OBJECTIVE.kl_weight
+            with model.disable_adapter(), torch.no_grad():
+                before = [] if row.is_generic else list(workers.PREFIX)
+                p_TV = _logprobs(model, [*before, *row.teacher_tokens], row.response_tokens)
+            kl = (p_TV.exp() * (p_TV - q_TV)).sum()
+        sums["loss"] += weight * kl + (1 - weight) * cross_entropy
+        sums["kl"] += kl.item()
+        sums["cross_entropy"] += cross_entropy.item()
+        sums["tokens"] += len(q_TV)
+        sums["taught"] += len(q_TV) * (weight > 0)
+    loss = sums["loss"] / sums["tokens"]
+    loss.backward()
+    means = {"loss": loss.item(), "kl": sums["kl"] / sums["taught"]}
+    means |= {"cross_entropy": sums["cross_entropy"] / sums["tokens"], "num_tokens": sums["tokens"]}
+    return {name: value.grad for name, value in model.named_parameters() if value.requires_grad}, means
+
+
+def _logprobs(model, prompt: list[int], response: list[int]) -> torch.Tensor:
+    return model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+
+@pytest.mark.parametrize(("num_workers", "stage"), CASES)
+def test_gradients_to_teachers_are_those_of_plain_peft_on_any_number_of_workers(trained, taught, num_workers, stage):
+    expected, means = taught
+    folder = _folder(trained, num_workers, stage)
+    found = load_file(folder / "taught.safetensors")
+    assert set(found) == set(expected) and max(value.abs().max() for value in expected.values()) > 1e-2
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5)
+    written = json.loads((folder / "taught.json").read_text())
+    assert written["step"] == pytest.approx(means, abs=1e-5)
+    assert written["validation"] == pytest.approx(means, abs=1e-5)
 
 
 def _in_peft(name: str) -> str:

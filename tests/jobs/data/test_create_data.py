@@ -16,27 +16,10 @@ from raydistill.dataset.read import read_examples, read_manifest
 from raydistill.queries.read import iter_queries
 from raydistill.renderers import get_renderer, load_tokenizer
 from tests.jobs.create_data_desk import Desk, contents, num_asked
-from tests.teacher import hash_teacher
 
 GOOD = [f"Question {index}" for index in range(30)]
 ODD = ["TRUNCATE a", "TRUNCATE b", "EMPTY a", "FAIL a", "LATER a", "long " * 400, "FLAKY a", "CRASH a"]
 EVERYTHING = {"num_examples": 38, "max_attempts": 5, "smoke_min_kept": 0}
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, model_dir: str, cluster: bool):
-    """The handle of a hash teacher and its log; the cluster may be the session's, so it is taken away at the end.
-
-    In a cluster of our own Serve goes too: it keeps its client, and where the next cluster of the session has the same
-    job id, `serve.status()` would ask a controller that is gone.
-    """
-    from ray import serve
-
-    log = tmp_path_factory.mktemp("teacher") / "asked"
-    yield hash_teacher.start(model_dir, str(log)), log
-    serve.delete("hash")
-    if cluster:
-        serve.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,217 @@
+"""Promotions under traffic: errors, mixed answers, what it costs the other requests, and how soon the new one answers.
+
+    python -m tests.bench.bench_swap [--promotions 10] [--every 10] [--undisturbed 60] [--poll-seconds 2]
+
+A student on Serve, with the demo model and adapters of 20 MB. One chat a second comes in, of 32 tokens, streamed, in
+turn to `triage` (the alias that moves), to `steady` (an adapter that stays) and to the base: first undisturbed, then
+while `triage/final` is promoted to a version that the replica has never seen, again and again. Each piece of a stream
+names its version; an answer whose pieces differ counts as mixed (that tokens and names agree is shown in float32 by
+tests/jobs/test_swaps_under_load.py).
+
+Printed are the latencies of both phases, and for each promotion the seconds from the alias's move to the first answer
+by the new version, with what the replica says of the way: record, download, digests, checks, load, probe; the rest
+is the wait for the next poll and the first answer itself.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from jobs.runtime import ClusterConfig, connect, disconnect, start_http
+from raydistill.core.models import model_revision, resolve_model
+from raydistill.core.records import Version
+from raydistill.engine.config import EngineConfig
+from raydistill.registry.aliases import move_alias
+from raydistill.registry.publish import publish
+from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
+from tests.bench.engines import make_adapter
+from tests.bench.machine import describe_machine
+from tests.loopback import free_port
+
+MODEL = "demo://smollm2-135m-instruct"
+RANK, SCALE, TOKENS = 32, 0.05, 32
+ASKED = ("triage", "steady", MODEL)
+
+
+def main() -> None:
+    """Run both phases and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--promotions", type=int, default=10)
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between promotions")
+    parser.add_argument("--undisturbed", type=float, default=60.0, help="seconds of the first phase")
+    parser.add_argument("--poll-seconds", type=float, default=2.0)
+    arguments = parser.parse_args()
+    cluster = ClusterConfig.model_validate({"http_port": free_port()})
+    with tempfile.TemporaryDirectory(prefix="bench-swap-") as name:
+        versions = publish_versions(Path(name), arguments.promotions + 1)
+        connect(cluster)
+        try:
+            from raydistill.serving import app
+
+            url = start_http(cluster)
+            engine = EngineConfig.model_validate({"kv_cache_gib": 0.5, "max_lora_rank": RANK, "max_loras": 2})
+            app.start(MODEL, name, engine, arguments.poll_seconds)
+            result = asyncio.run(Bench(url, f"{name}/models/triage", arguments).run(versions))
+        finally:
+            disconnect(cluster)
+    print(json.dumps({"machine": describe_machine(), "arguments": vars(arguments), **result}, indent=2))
+
+
+def publish_versions(root: Path, count: int) -> list[Version]:
+    """Publish so many versions of `triage`, and one of `steady`; each file is another one, the weights are two."""
+    from safetensors.torch import load_file, save_file
+
+    from raydistill.registry.check import find_modules
+    from raydistill.scoring.probe import build_probe
+
+    model_dir = resolve_model(MODEL)
+    tokenizer = load_tokenizer(model_dir)
+    rows = [([1, 100 + index, 200 + index, 300 + index], [400 + index, 500 + index]) for index in range(16)]
+    drafts = []
+    for seed in range(2):
+        folder = make_adapter(model_dir, root / f"weights{seed}", seed, RANK, SCALE, "bfloat16")
+        tensors = load_file(f"{folder}/adapter_model.safetensors")
+        probe, verifiable = build_probe(model_dir, folder, rows)
+        draft = Version(
+            name="triage",
+            number=0,
+            base_model=MODEL,
+            base_revision=model_revision(model_dir),
+            tokenizer=tokenizer_digest(tokenizer),
+            renderer="chat",
+            template_digest=get_renderer("chat", tokenizer).template_digest,
+            lora={"rank": RANK, "alpha": RANK, "targets": "all-linear", "modules": len(find_modules(tensors))},
+            files=[],
+            dataset_fingerprint="",
+            prompt_digest="",
+            metrics={},
+            probe=probe,
+            verifiable=verifiable,
+        )
+        drafts.append((draft, folder, tensors))
+    draft, folder, _ = drafts[1]
+    publish(f"{root}/models/steady", dataclasses.replace(draft, name="steady"), folder)
+    move_alias(f"{root}/models/steady", "final", "v0001")
+    versions = []
+    for number in range(count):
+        draft, folder, tensors = drafts[number % 2]
+        save_file(tensors, f"{folder}/adapter_model.safetensors", metadata={"format": "pt", "copy": str(number)})
+        versions.append(publish(f"{root}/models/triage", draft, folder))
+    move_alias(f"{root}/models/triage", "final", versions[0].label)
+    return versions
+
+
+class Bench:
+    """Traffic at a steady rate, and promotions beside it."""
+
+    def __init__(self, url: str, uri: str, arguments: argparse.Namespace) -> None:
+        """Take the front, the registry folder of the alias that moves, and how often."""
+        self._http = httpx.AsyncClient(base_url=url, timeout=120)
+        self._uri = uri
+        self._arguments = arguments
+        self._answers: list[dict[str, Any]] = []
+        self._phase = "undisturbed"
+
+    async def run(self, versions: list[Version]) -> dict[str, Any]:
+        """Return what both phases showed."""
+        for model in ASKED:
+            await self._ask(model, TOKENS)
+        self._answers.clear()
+        over = asyncio.Event()
+        traffic = asyncio.create_task(self._send(over))
+        await asyncio.sleep(self._arguments.undisturbed)
+        self._phase = "promotions"
+        promotions = []
+        for version in versions[1:]:
+            started = time.monotonic()
+            promotions.append(await self._promote(version))
+            print(json.dumps(promotions[-1]), file=sys.stderr, flush=True)
+            await asyncio.sleep(max(0.0, self._arguments.every - (time.monotonic() - started)))
+        over.set()
+        await traffic
+        phases = {phase: _describe(self._answers, phase) for phase in ("undisturbed", "promotions")}
+        return {
+            "phases": phases,
+            "p99_ratio": round(phases["promotions"]["p99_seconds"] / phases["undisturbed"]["p99_seconds"], 3),
+            "to_first_answer_seconds": _spread([item["to_first_answer_seconds"] for item in promotions]),
+            "promotions": promotions,
+        }
+
+    async def _send(self, over: asyncio.Event) -> None:
+        """Send one request a second, whether the ones before are answered or not."""
+        tasks, start = [], time.monotonic()
+        while not over.is_set():
+            tasks.append(asyncio.create_task(self._note(ASKED[len(tasks) % len(ASKED)], self._phase)))
+            await asyncio.sleep(max(0.0, start + len(tasks) - time.monotonic()))
+        await asyncio.gather(*tasks)
+
+    async def _note(self, model: str, phase: str) -> None:
+        started = time.monotonic()
+        try:
+            names, error = await self._ask(model, TOKENS), None
+        except (httpx.HTTPError, ValueError, KeyError) as failure:
+            names, error = set(), repr(failure)
+        seconds = time.monotonic() - started
+        self._answers.append({"phase": phase, "model": model, "seconds": seconds, "names": names, "error": error})
+
+    async def _ask(self, model: str, max_tokens: int) -> set[str]:
+        """Return every version that a streamed answer names."""
+        messages = [{"role": "user", "content": "I was charged twice for my order. Tell me what you will do."}]
+        body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": True}
+        answer = await self._http.post("/v1/chat/completions", json=body)
+        answer.raise_for_status()
+        events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+        if events[-1] != "[DONE]":
+            raise ValueError("the stream has no end")
+        return {json.loads(event)["model"] for event in events[:-1]}
+
+    async def _promote(self, version: Version) -> dict[str, Any]:
+        """Move the alias and ask for one token again and again, until the new version answers."""
+        exact = f"{version.name}/{version.label}@{version.content_digest}"
+        started = time.monotonic()
+        await asyncio.to_thread(move_alias, self._uri, "final", version.label)
+        moved = time.monotonic()
+        while await self._ask("triage", 1) != {exact}:
+            await asyncio.sleep(0.1)
+        seconds = time.monotonic() - moved
+        status = (await self._http.get("/status")).json()
+        parts = status["replicas"][0]["load_seconds"][exact]
+        return {
+            "version": version.label,
+            "move_seconds": round(moved - started, 3),
+            "to_first_answer_seconds": round(seconds, 3),
+            "parts_seconds": {name: round(value, 3) for name, value in parts.items()},
+            "poll_flip_and_answer_seconds": round(seconds - sum(parts.values()), 3),
+        }
+
+
+def _describe(answers: list[dict[str, Any]], phase: str) -> dict[str, Any]:
+    chosen = [answer for answer in answers if answer["phase"] == phase]
+    seconds = [answer["seconds"] for answer in chosen if answer["error"] is None]
+    return {
+        "requests": len(chosen),
+        "errors": [answer["error"] for answer in chosen if answer["error"] is not None],
+        "mixed": sum(len(answer["names"]) > 1 for answer in chosen),
+        "versions_that_answered": len({name for answer in chosen for name in answer["names"]}),
+        **{f"{name}_seconds": value for name, value in _spread(seconds).items()},
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    """Return median, 99th percentile (the largest of fewer than 100) and largest value."""
+    ordered = sorted(values)
+    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return {"median": round(statistics.median(ordered), 3), "p99": round(p99, 3), "most": round(ordered[-1], 3)}
+
+
+if __name__ == "__main__":
+    main()

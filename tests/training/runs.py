@@ -1,0 +1,65 @@
+"""Whole runs of the training loop in gloo processes, without Ray: what each leaves in its folder is for the tests."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from raydistill.training.batches import plan_steps
+from raydistill.training.job import Engine, Job, Lora, Rhythm
+from raydistill.training.rowfile import write_rows
+from raydistill.training.schedule import Schedule
+from tests.training.workers import ALPHA, RANK, SEED, make_rows
+
+STEPS = 12
+HELD_OUT = 5
+STAGES = [(0, "none"), (1, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]  # beside stage 2
+
+
+def make_job(model_dir: str, log_uri: str, stage: int = 2, offload: str = "none", **changes) -> Job:
+    """A run of 12 steps that evaluates every 3 and saves every 4; clipping is at work in each step."""
+    rows = make_rows()[HELD_OUT:]
+    job = Job(
+        model_dir=model_dir,
+        base_model="base/as-written",
+        log_uri=log_uri,
+        plan=plan_steps(len(rows), batch_size=5, num_epochs=6, max_steps=STEPS, seed=SEED),
+        dtype="float32",
+        lora=Lora(RANK, ALPHA),
+        schedule=Schedule(0.003, "cosine", 2, STEPS),
+        engine=Engine(stage, offload, max_grad_norm=0.5, micro_batch_size=2, threads=1),
+        rhythm=Rhythm(eval_every=3, patience=None, checkpoint_every=4),
+    )
+    return dataclasses.replace(job, **changes)
+
+
+def make_jobs(model_dir: str, root: Path) -> dict[str, Job]:
+    """Runs by name; all but the last two train the same."""
+
+    def make(name: str, **changes) -> Job:
+        return make_job(model_dir, str(root / name), **changes)
+
+    jobs = {"calm": make("calm")}
+    for stage, offload in STAGES:
+        jobs[f"{stage}-{offload}"] = make(f"{stage}-{offload}", stage=stage, offload=offload)
+    wild = Schedule(0.3, "constant", 0, STEPS)
+    jobs["stopped"] = make("stopped", schedule=wild, rhythm=Rhythm(eval_every=1, patience=2, checkpoint_every=50))
+    endless = Schedule(1e30, "constant", 0, STEPS)
+    jobs["nan"] = make("nan", schedule=endless, rhythm=Rhythm(eval_every=50, patience=None, checkpoint_every=1))
+    return jobs
+
+
+def write_run(job: Job) -> None:
+    """Leave the rows where the workers look for them."""
+    write_rows(job.log_uri, make_rows()[HELD_OUT:], make_rows()[:HELD_OUT])
+
+
+def train_all(rank: int, num_workers: int, jobs: list[Job]) -> None:
+    """Do one run after the other."""
+    from raydistill.training.loop import train
+    from raydistill.training.steps import Setting
+
+    for job in jobs:
+        setting = Setting(rank, num_workers, torch.device("cpu"), job.dtype, job.engine.micro_batch_size)
+        train(job, setting)
+        torch.distributed.barrier()

@@ -1,0 +1,39 @@
+"""What the driver says when workers fail: the cause that helps, and what would need less memory."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ray.exceptions import ActorDiedError
+
+from raydistill.core.errors import TrainingError
+from raydistill.training import loop
+from raydistill.training.group import _first_cause
+from raydistill.training.steps import Setting
+from tests.training.runs import make_job
+
+
+def test_cause_is_our_own_error_where_other_workers_only_lost_their_peer():
+    ours = SimpleNamespace(cause=TrainingError("Memory is short"))
+    failures = {0: RuntimeError("Connection closed by peer"), 1: ours}
+    assert _first_cause(SimpleNamespace(worker_failures=failures)) == "TrainingError: Memory is short"
+
+
+def test_worker_that_died_without_a_word_may_have_been_killed_for_memory():
+    text = _first_cause(SimpleNamespace(worker_failures={0: ActorDiedError()}))
+    assert text.startswith("ActorDiedError") and "memory ran out: set micro_batch_size=1" in text
+    assert "memory" not in _first_cause(SimpleNamespace(worker_failures={}, controller_failure=ValueError("no room")))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_worker_that_runs_out_of_memory_says_what_fits(model_dir, monkeypatch, error):
+    def run_out(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "_Run", run_out)
+    job = make_job(model_dir, "unused")
+    with pytest.raises(TrainingError, match=r"Memory is short.*=bfloat16, or num_workers=1, or micro_batch_size=1"):
+        loop.train(job, Setting(0, 2, torch.device("cpu"), "float32"))
+    monkeypatch.setattr(loop, "_Run", lambda *_: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        loop.train(job, Setting(0, 2, torch.device("cpu"), "float32"))
