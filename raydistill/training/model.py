@@ -5,6 +5,7 @@ H width of the model, V vocabulary.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from raydistill.core.errors import TrainingError
+from raydistill.training import attention
 from raydistill.training.batches import EncodedRow, Laid, Lesson, Packed, pack
 from raydistill.training.head import headless, open_head
 
@@ -35,11 +38,19 @@ def load_student(
     model_dir: str, rank: int, alpha: int, seed: int, dtype: str, targets: Sequence[str] | None = None
 ) -> PeftModel:
     """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed."""
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    base = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=DTYPES[dtype], attn_implementation=attention.register()
+    )
     names = list(targets) if targets else linear_layers(base)
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
     torch.manual_seed(seed)
-    return get_peft_model(base, lora, autocast_adapter_dtype=True)  # pyright: ignore[reportReturnType]
+    model = get_peft_model(base, lora, autocast_adapter_dtype=True)
+    if dtype == "bfloat16":
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                # It would cast what comes in to float32, and autocast at once back to bfloat16.
+                module.cast_input_dtype_enabled = False
+    return model  # pyright: ignore[reportReturnType]
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -103,7 +114,7 @@ def forward_hidden(
     rows_T = torch.tensor(_fill_up(laid.rows_T, FILLER_ROW), device=device)
     positions_T = torch.tensor(_fill_up(laid.positions_T, 0), device=device)
     mask = block_mask(rows_T, DTYPES[dtype])
-    options: dict[str, Any] = {"use_cache": False}
+    options: dict[str, Any] = {"use_cache": False, "row_lengths": _row_lengths(laid, len(rows_T))}
     if prefix is not None and isinstance(laid, Lesson):
         # With a cache given, transformers ignores positions and makes a mask of its own, unless it gets these.
         behind_T = torch.tensor(_fill_up(laid.behind_T, False), device=device)
@@ -120,6 +131,12 @@ def forward_hidden(
             **options,
         )
     return output.logits[0, : len(laid.keep_N)]
+
+
+def _row_lengths(laid: Laid, num_tokens: int) -> list[int]:
+    """Return the lengths of the rows, the fillers at the end as one more."""
+    lengths = [len(list(own)) for _, own in itertools.groupby(laid.rows_T)]
+    return lengths + [num_tokens - len(laid.rows_T)] * (num_tokens > len(laid.rows_T))
 
 
 def forward_packed(model: Any, packed: Packed, dtype: str, device: torch.device) -> torch.Tensor:

@@ -181,10 +181,16 @@ def _our_step(
 
 @contextmanager
 def _plain_step(model_dir: str, dtype: str) -> Iterator[Callable[[list[EncodedRow]], float]]:
-    from raydistill.training.model import load_student
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from raydistill.training.model import linear_layers
     from raydistill.training.zero import ADAM
 
-    model = load_student(model_dir, RANK, RANK, 0, dtype)  # the same adapter on the same layers
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
+    lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=linear_layers(base), task_type="CAUSAL_LM")
+    torch.manual_seed(0)  # the same adapter on the same layers
+    model: Any = get_peft_model(base, lora)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, betas=tuple(ADAM["betas"]), eps=ADAM["eps"], weight_decay=0.0)
