@@ -18,6 +18,7 @@ from jobs.places import Place, find_model, model_places
 from jobs.progress import TrainingProgress, show_training
 from jobs.publishing import check_output, publish_adapter, publish_merged_model
 from jobs.runtime import ClusterConfig, connect, disconnect, require, require_nodes, require_shared, run_main
+from jobs.saved_tokens import count_saved_tokens
 from jobs.teaching import Student, add_teacher, make_generic_rows
 from raydistill.core.errors import DatasetError
 from raydistill.core.models import model_revision, read_model_config
@@ -258,6 +259,7 @@ def _describe(config: TrainConfig, student: Student, rows: Rows, result: "FitRes
         prompt_digest=rows.manifest.prompt_digest if rows.manifest else "",
         metrics={
             **result.metrics,
+            **count_saved_tokens(config.data_file, rows.manifest, config.renderer, student.tokenizer),
             "run_id": run_id,
             "log_path": config.log_path,
             "rows": {

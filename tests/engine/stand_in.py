@@ -72,8 +72,10 @@ def start(name: str, folder: Path, **settings) -> str:
     """Start an application with these settings of an EngineConfig; return the route prefix that it answers below."""
     config = EngineConfig.model_validate(settings)
     options = deployment_options(config, drains=True)
+    if config.autoscaling is not None:  # a test does not wait the half minute that Serve looks back
+        options["autoscaling_config"] |= {"look_back_period_s": 1, "metrics_interval_s": 0.2}
     deployment = serve.deployment(
-        name="engine", ray_actor_options={"num_cpus": 0.5}, health_check_period_s=1, **options
+        name="engine", ray_actor_options={"num_cpus": 0.1}, health_check_period_s=1, **options
     )(StandIn)
     run_application(make_ingress(deployment.bind(str(folder)), None, config), name, f"/{name}", 60)
     return f"/{name}"
