@@ -11,8 +11,7 @@ from raydistill.engine.app import build_application, run_application, stop_appli
 from raydistill.engine.args import make_llm_config
 from raydistill.engine.config import EngineConfig
 from raydistill.engine.server import TokenServer
-
-ROUTER = "raydistill.teacher.routing.ElsewhereRouter"
+from raydistill.teacher.routing import ROUTER
 
 
 class TeacherConfig(EngineConfig):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.serve.request_router import LocalityMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+ROUTER = f"{__name__}.ElsewhereRouter"  # the import path that Serve wants
 AFTER = "after"  # the argument of `generate` with the id of the request that failed
 KNOWN_REQUESTS = 10_000  # a handle's latest: more than are ever under way, and a retry comes within seconds
 
@@ -36,7 +37,7 @@ class ElsewhereRouter(LocalityMixin, RequestRouter):
             failed = self._replica_of.get(pending_request.kwargs[AFTER])
             ids = _without(ids, failed) or _without(self.curr_replicas, failed) or ids
         two = random.sample(sorted(ids, key=str), min(2, len(ids)))
-        return [[self.curr_replicas[identifier] for identifier in two]]
+        return [[self.curr_replicas[identifier] for identifier in two]] if two else []
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Remember which replica took a request."""

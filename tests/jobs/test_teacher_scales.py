@@ -31,7 +31,7 @@ class Observed(HashTeacher.func_or_class):  # pyright: ignore[reportGeneralTypeI
         self._replicas.mkdir(exist_ok=True)
         (self._replicas / str(os.getpid())).touch()
 
-    async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
+    async def generate(self, rows: list[TokenRequest], after: str | None = None) -> list[TokenResult]:
         self._note("+", len(rows))
         if not self._were_two():
             await asyncio.sleep(ALONE_SECONDS)

@@ -18,12 +18,12 @@ from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.renderers import load_tokenizer
-from raydistill.teacher.app import ROUTER
+from raydistill.teacher.routing import ROUTER
 
 
 @serve.deployment(name="engine", ray_actor_options={"num_cpus": 1}, max_ongoing_requests=256, health_check_period_s=1)
 class HashTeacher:
-    def __init__(self, model_dir: str, log_path: str, delay_seconds: float, one_is_sick: bool) -> None:
+    def __init__(self, model_dir: str, log_path: str, delay_seconds: float, one_is_sick: bool = False) -> None:
         self._tokenizer = load_tokenizer(model_dir)
         self._log = Path(log_path)
         self._delay_seconds = delay_seconds

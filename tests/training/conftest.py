@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from raydistill.training.batches import plan_steps
+from raydistill.training.fit import make_job
 from raydistill.training.job import Job
+from raydistill.training.rowfile import write_rows
 from raydistill.training.saved import State, list_checkpoints, seal
 from tests.moto_bucket import open_bucket
-from tests.training import runs, workers
+from tests.training import fit_driver, runs, workers
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ def gloo_results(model_dir, tmp_path_factory):
     jobs = runs.make_jobs(model_dir, root)
     for job in jobs.values():
         runs.write_run(job)
+    jobs["undisturbed"] = _make_undisturbed(model_dir, str(root / "undisturbed"))
     checkpoint = str(trained / "workers2-stage2" / "checkpoint")
     workers.run_workers(_do_both, 2, model_dir, str(trained), None, list(jobs.values()))
     jobs["resumed"] = runs.make_job(model_dir, str(root / "resumed"), stage=0)
@@ -36,6 +40,14 @@ def gloo_results(model_dir, tmp_path_factory):
     workers.run_workers(_do_both, 1, model_dir, str(trained), checkpoint, [jobs["resumed"], jobs["gained"]])
     workers.run_workers(_do_both, 3, model_dir, str(trained), checkpoint, [])
     return Results(trained, jobs)
+
+
+def _make_undisturbed(model_dir: str, log_uri: str) -> Job:
+    """The run of fit_driver, as what is killed again and again has to end."""
+    config = fit_driver.make_config(model_dir, log_uri)
+    plan = plan_steps(len(fit_driver.TRAINED), config.batch_size, config.num_epochs, None, config.seed)
+    write_rows(log_uri, fit_driver.TRAINED, fit_driver.HELD_OUT)
+    return make_job(config, plan, model_dir, "float32", log_uri)
 
 
 def _do_both(rank: int, num_workers: int, model_dir: str, trained: str, resume_from: str | None, jobs: list[Job]):

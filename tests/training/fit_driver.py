@@ -41,13 +41,12 @@ def make_config(model_dir: str, log_path: str, **changes) -> TrainConfig:
 
 
 def main() -> None:
-    """Train to the end; the first driver leaves in a file what its node's agent exports for Prometheus."""
+    """Train to the end; what the node's agent exports for Prometheus is left in a file."""
     address, model_dir, log_path, metrics_file, *arguments = sys.argv[1:]
     connect(ClusterConfig.model_validate({"address": address}))
     _, changes = parse_arguments(arguments)
     fit(make_config(model_dir, log_path, **changes), TRAINED, HELD_OUT, model_dir)
-    if not Path(metrics_file).exists():
-        Path(metrics_file).write_text(_read_exported(), encoding="utf-8")
+    Path(metrics_file).write_text(_read_exported(), encoding="utf-8")
 
 
 def _read_exported() -> str:
