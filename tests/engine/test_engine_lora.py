@@ -113,32 +113,37 @@ def test_random_mixed_batches_of_base_and_three_adapters_equal_solo_runs(engine)
             assert logprobs == pytest.approx(solo[index][1], abs=1e-3)
 
 
-def test_an_adapter_that_the_engine_refuses_changes_nobodys_answers(engine, tmp_path):
-    """Also in the middle: the others' rows are in flight while it is refused."""
+def _ask_while(llm, adapters, refused):
+    """Return the tokens of long answers in whose middle the engine is given adapters that it refuses."""
     from vllm import TokensPrompt
     from vllm.lora.request import LoRARequest
 
     from raydistill.core.records import TokenRequest
     from raydistill.engine.server import sampling_params
 
+    engine, found = llm.llm_engine, {}
+    params = sampling_params(TokenRequest(tokens=[], max_tokens=100, temperature=0, ignore_eos=True))
+    for index, (prompt, adapter) in enumerate(zip(PROMPTS, adapters, strict=True)):
+        engine.add_request(f"r{index}", TokensPrompt(prompt_token_ids=prompt), params, lora_request=adapter)
+    engine.step()
+    for number, folder in enumerate(refused, 90):
+        assert engine.has_unfinished_requests()
+        with pytest.raises(Exception, match="add_lora"):
+            engine.add_lora(LoRARequest(f"bad{number}", number, folder))
+    while engine.has_unfinished_requests():
+        found |= {output.request_id: list(output.outputs[0].token_ids) for output in engine.step() if output.finished}
+    return [found[f"r{index}"] for index in range(len(PROMPTS))]
+
+
+def test_an_adapter_that_the_engine_refuses_changes_nobodys_answers(engine, tmp_path):
+    from vllm.lora.request import LoRARequest
+
     llm, model_dir, folders, _ = engine
     adapters = [None, *(LoRARequest(f"a{index}", index, folder) for index, folder in enumerate(folders, 1))]
-    before = _ask(llm, PROMPTS, adapters)
-    too_high = make_tiny_adapter(model_dir, tmp_path / "rank64", rank=64)
-    params = sampling_params(TokenRequest(tokens=[], max_tokens=TOKENS, temperature=0, ignore_eos=True))
-    for index, (prompt, adapter) in enumerate(zip(PROMPTS, adapters, strict=True)):
-        llm.llm_engine.add_request(f"r{index}", TokensPrompt(prompt_token_ids=prompt), params, lora_request=adapter)
-    during = {}
-    for number, folder in enumerate((too_high, str(tmp_path / "nothing")), 90):
-        for output in llm.llm_engine.step():
-            during[output.request_id] = list(output.outputs[0].token_ids)
-        with pytest.raises(Exception, match=r"rank|No adapter"):
-            llm.llm_engine.add_lora(LoRARequest(f"bad{number}", number, folder))
-    while llm.llm_engine.has_unfinished_requests():
-        for output in llm.llm_engine.step():
-            during[output.request_id] = list(output.outputs[0].token_ids)
-    assert [during[f"r{index}"] for index in range(len(PROMPTS))] == [tokens for tokens, _ in before]
-    assert _ask(llm, PROMPTS, adapters) == before
+    before = _ask_while(llm, adapters, [])
+    refused = [make_tiny_adapter(model_dir, tmp_path / "rank64", rank=64), str(tmp_path / "nothing")]
+    assert _ask_while(llm, adapters, refused) == before
+    assert _ask_while(llm, adapters, []) == before
 
 
 def test_probe_scores_are_the_asked_tokens(engine):
