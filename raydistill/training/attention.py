@@ -16,11 +16,17 @@ from transformers.masking_utils import sdpa_mask
 NAME = "raydistill_rows"
 
 
-def register() -> str:
-    """Make the attention known to transformers and return its name; where no rows are named it is plain sdpa."""
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    return NAME
+def give_rows(base: Any) -> None:
+    """Let a model attend row by row where it is told the rows; older families of transformers keep sdpa and a mask."""
+    if base._supports_attention_backend:
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        base.set_attn_implementation(NAME)
+
+
+def takes_rows(base: Any) -> bool:
+    """Return whether `give_rows` had an effect."""
+    return base.config.get_text_config()._attn_implementation == NAME
 
 
 def attend(

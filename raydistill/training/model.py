@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from raydistill.core.errors import TrainingError
 from raydistill.training import attention
 from raydistill.training.batches import EncodedRow, Laid, Lesson, Packed, pack
-from raydistill.training.head import headless, open_head
+from raydistill.training.head import bare_model, headless, open_head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -38,9 +38,8 @@ def load_student(
     model_dir: str, rank: int, alpha: int, seed: int, dtype: str, targets: Sequence[str] | None = None
 ) -> PeftModel:
     """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed."""
-    base = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=DTYPES[dtype], attn_implementation=attention.register()
-    )
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    attention.give_rows(base)
     names = list(targets) if targets else linear_layers(base)
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
     torch.manual_seed(seed)
@@ -114,7 +113,9 @@ def forward_hidden(
     rows_T = torch.tensor(_fill_up(laid.rows_T, FILLER_ROW), device=device)
     positions_T = torch.tensor(_fill_up(laid.positions_T, 0), device=device)
     mask = block_mask(rows_T, DTYPES[dtype])
-    options: dict[str, Any] = {"use_cache": False, "row_lengths": _row_lengths(laid, len(rows_T))}
+    options: dict[str, Any] = {"use_cache": False}
+    if attention.takes_rows(bare_model(model)):
+        options["row_lengths"] = _row_lengths(laid, len(rows_T))
     if prefix is not None and isinstance(laid, Lesson):
         # With a cache given, transformers ignores positions and makes a mask of its own, unless it gets these.
         behind_T = torch.tensor(_fill_up(laid.behind_T, False), device=device)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydistill.core.errors import TrainingError
 from raydistill.training import model as training_model
+from raydistill.training.attention import takes_rows
 from raydistill.training.batches import EncodedRow, pack
 from raydistill.training.losses import scale_to_step
 from raydistill.training.model import SHAPE_MULTIPLE, check_packing, forward_packed, load_student
@@ -77,6 +78,21 @@ def test_student_whose_weights_are_damaged_is_refused_before_training(model_dir)
     model.get_base_model().model.norm.weight.data[0] = float("nan")
     with pytest.raises(TrainingError, match="logits are no finite numbers before any training"):
         check_packing(model, ROWS[:1], "float32", CPU)
+
+
+@pytest.mark.parametrize("family", ["falcon", "qwen3", "opt"])
+def test_families_of_older_and_newer_attention_are_packed_without_a_difference(family, tmp_path):
+    sizes = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {
+        "falcon": {},
+        "qwen3": {"intermediate_size": 48, "num_key_value_heads": 1, "head_dim": 16},
+        "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    }
+    config = AutoConfig.for_model(family, **sizes, **more[family], initializer_range=0.5)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    student = load_student(str(tmp_path), 2, 2, 0, "float32")
+    assert takes_rows(student.get_base_model()) == (family != "falcon")
+    assert check_packing(student, ROWS, "float32", CPU) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
