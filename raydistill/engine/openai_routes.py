@@ -1,5 +1,6 @@
 """The OpenAI routes: chat, streamed or whole, and the list of models. A field that is not known is refused by name."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -120,7 +121,15 @@ async def chat(request: Request) -> Response:
     if isinstance(first, dict):
         await parts.aclose()
         return _whole(first, trace)
-    return StreamingResponse(_events(first, parts, trace), media_type="text/event-stream")
+    exact = _version_of(first)
+    trace.facts["answered_by"] = exact
+    events = _events(first, parts, trace)
+    return StreamingResponse(events, media_type="text/event-stream", headers={MODEL_HEADER: exact})
+
+
+def _version_of(event: str) -> str:
+    """Return the exact version that an answer's first event names; the others name the same."""
+    return json.loads(event.partition("\n\n")[0].removeprefix("data: "))["model"]
 
 
 async def _admitted(front: Front, rows: int, fields: dict[str, Any]) -> Any:

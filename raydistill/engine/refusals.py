@@ -78,6 +78,17 @@ def timed_out(timeout_seconds: float) -> Refusal:
     return Refusal(504, "timeout", f"no answer within {timeout_seconds:g} s, the server's limit; ask for fewer tokens")
 
 
+def unavailable() -> Refusal:
+    """Return what a request gets that names a version which storage, away now, would have to give."""
+    return Refusal(
+        503,
+        "version_unavailable",
+        "this version is not loaded, and storage does not give it now; try again",
+        "model",
+        headers={"Retry-After": "5"},
+    )
+
+
 def internal() -> Refusal:
     """Return what a request gets when something failed that nobody foresaw; its text goes into the log alone."""
     return Refusal(500, "internal", "the server failed; its log has the reason under this request's x-request-id")
@@ -98,6 +109,9 @@ def from_engine(status: int, message: str, field: str | None = None) -> Refusal:
     """
     if status == 404:
         return unknown_model(message)
+    if status == 503:
+        logger.warning("the engine cannot serve a request now: %s", message)
+        return unavailable()
     if not 400 <= status < 500:
         logger.error("the engine failed on a request: %s", message)
         return internal()

@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from raydistill.core.errors import NotFoundError, ServiceError
@@ -15,6 +13,7 @@ from raydistill.engine import counting
 from raydistill.engine.counting import Asked
 from raydistill.engine.server import TokenServer
 from raydistill.serving.adapters import AdapterTable, Gate
+from raydistill.serving.folder import PrivateFolder
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +31,9 @@ class StudentServer(TokenServer):
         """Start the engine, then load what the aliases mean, before the replica reports healthy."""
         await super().start()
         options = self._llm_config.experimental_configs["raydistill"]
-        self._folder = tempfile.TemporaryDirectory(prefix="raydistill-adapters-")
+        self._folder = PrivateFolder()
         gate = Gate(
-            folder=Path(self._folder.name),
+            folder=self._folder.path,
             model_dir=self._client.model_config.model,
             max_rank=options["max_lora_rank"],
             load=self.load_adapter,

@@ -164,6 +164,7 @@ def test_an_error_that_nobody_foresaw_shows_no_text_of_it(stream):
         ({"code": 400, "message": "This model's maximum context length is 384 tokens."}, 400, "refused_by_engine"),
         ({"code": 404, "message": "'x' is not served here. Known: tiny/final."}, 404, "unknown_model"),
         ({"code": 400, "message": "could not open /home/secret/x.py"}, 400, "refused_by_engine"),
+        ({"code": 503, "message": "secret"}, 503, "version_unavailable"),
         ({"code": 500, "message": "secret"}, 500, "internal"),
         ({"message": "secret"}, 500, "internal"),
     ],
@@ -172,5 +173,5 @@ def test_an_error_that_nobody_foresaw_shows_no_text_of_it(stream):
 def test_the_engines_own_refusals_are_told_in_our_form(error, status, code, stream):
     front = TestClient(make_front(FakeEngine(parts=[{"error": error}])))
     answer = front.post(CHAT, json=chat(stream=stream)[1])
-    check(answer, status, code, "model" if status == 404 else None)
+    check(answer, status, code, "model" if status in (404, 503) else None)
     assert "secret" not in answer.text

@@ -10,7 +10,8 @@ from raydistill.engine.status import ask_replicas, merge_statuses
 
 def make_status(replica, aliases, refused=None, error=None):
     models = ["base", *aliases]
-    told = {"aliases": aliases, "refused": refused or {}, "storage_error": error}
+    unread = {"triage/v0009": error} if error else {}
+    told = {"aliases": aliases, "refused": refused or {}, "unread": unread, "storage_error": error}
     return {"replica": replica, "base_model": "base", "models": models, **told}
 
 
@@ -22,6 +23,7 @@ def test_an_alias_counts_where_every_replica_serves_the_same_version():
     assert merged["aliases"] == {"triage/candidate": new}
     assert merged["refused"] == {"triage/v0003": "NaN"}
     assert merged["storage_error"] == "away"
+    assert merged["unread"] == {"triage/v0009": "away"}
     assert merged["models"] == ["base", "triage/final", "triage/candidate"]
     assert merged["replicas"] == [first, second]
 

@@ -141,6 +141,7 @@ def test_streamed_chat_says_the_same_in_pieces(world):
     whole = httpx.post(f"{world.url}/v1/chat/completions", json=body, timeout=60).json()
     with httpx.stream("POST", f"{world.url}/v1/chat/completions", json={**body, "stream": True}, timeout=60) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["x-raydistill-model"] == whole["model"]
         events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
     assert events[-1] == "[DONE]"
     pieces = [json.loads(event) for event in events[:-1]]
