@@ -25,7 +25,7 @@ def age(path):
 
 
 def test_a_folder_goes_with_the_next_replica_once_its_own_is_dead(where):
-    code = "import sys; from raydistill.serving.folder import PrivateFolder as F; f = F(); print(f.path, flush=True); input()"
+    code = "from raydistill.serving.folder import PrivateFolder as F; f = F(); print(f.path, flush=True); input()"
     owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     theirs = where / owner.stdout.readline().strip()
