@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray import cloudpickle
@@ -24,6 +25,7 @@ class Engine:
     def __init__(self, llm_config) -> None:
         self.model = llm_config.get_engine_config().get_initialization_kwargs()["model"]
         self.running = False
+        self._engine_client = SimpleNamespace(generate=None)  # what rows would be counted at
 
     async def start(self) -> None:
         self.running = True
