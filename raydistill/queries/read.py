@@ -51,7 +51,7 @@ def _iterate(source: str | Path, files: list[SourceFile], check_names: bool) -> 
                 except ValueError as error:
                     faults.add(file, number, str(error))
                     continue
-                if check_names and USER_ID in query.metadata:
+                if check_names and query.metadata.get(USER_ID) is not None:
                     names.add(query.metadata[USER_ID], query.id, file_index, number)
                 yield query
         except ValueError as error:  # the file as a whole

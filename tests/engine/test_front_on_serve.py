@@ -94,7 +94,6 @@ def test_the_servers_time_holds_whatever_a_client_asks_of_the_proxy(service, fol
 
 
 def test_a_replica_waits_longer_for_its_requests_than_one_may_take(service):
-    from ray import serve
     from ray.serve.context import _get_global_client
 
     client = _get_global_client()
@@ -103,7 +102,6 @@ def test_a_replica_waits_longer_for_its_requests_than_one_may_take(service):
     assert set(app["deployments"]) == {"engine", "ingress"}
     for deployment in app["deployments"].values():
         assert deployment["deployment_config"]["graceful_shutdown_timeout_s"] == 10
-    assert serve.status().applications["standin"].deployments["engine"].status.value == "HEALTHY"
 
 
 def test_the_engine_comes_from_zero_with_a_request_and_goes_back(url, folder):

@@ -80,6 +80,14 @@ def test_a_relative_shared_folder_is_refused():
         validate(ClusterConfig, {"shared_dir": "shared"}, "cluster")
 
 
+@pytest.fixture(autouse=True)
+def others_cluster(monkeypatch):
+    """A command ends its own cluster, which these never come to have: the one that the session has up stays."""
+    for job in (distill, train, serve):
+        for name in {"disconnect", "stop_student"} & set(vars(job)):
+            monkeypatch.setattr(job, name, lambda cluster: None)
+
+
 @pytest.mark.parametrize(
     ("job", "arguments"),
     [
