@@ -92,7 +92,7 @@ def _quiet_libraries() -> None:
     from ray._private.log import PlainRayHandler
     from transformers.utils import logging as transformers_logging
 
-    for name in ("ray.serve", "ray.train", "ray.llm", "ray._private", "vllm", "transformers"):
+    for name in ("ray.serve", "ray.train", "ray.llm", "ray._private", "vllm", "transformers", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, PlainRayHandler):  # the terminal's; the file shall have all
