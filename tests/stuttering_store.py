@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tests.core.loopback_store import serving
+
 BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 FAULTS = ("busy", "slow", "cut before", "cut after", "cut inside")
 SLOW_SECONDS = 1.0
@@ -114,12 +116,5 @@ def open_stutter(
         "last_struck": set(),
     }
     made = type("Stutter", (Stutter,), settings)
-    server = _Server(("127.0.0.1", 0), made)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)
+    with serving(_Server(("127.0.0.1", 0), made)) as url:
+        yield url, made

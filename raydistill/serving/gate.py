@@ -84,10 +84,10 @@ class Gate:
                     passed, reason = probe_passes(version.probe, await self.score(version, engine_name, adapter))
                     if not passed:
                         raise VerificationError(f"the probe failed: {reason}")
-            except BaseException:
+            except BaseException:  # a cancelled load too: what has not passed must not stay in the engine
                 await self.unload(engine_name, adapter)
                 raise
-        except BaseException:
+        except BaseException:  # nor on the disk, whatever ended it
             await asyncio.to_thread(shutil.rmtree, private, ignore_errors=True)
             raise
         return Loaded(version, engine_name, adapter, private, seconds)

@@ -60,7 +60,7 @@ def open_trackers(names: Sequence[str], log_uri: str, run: str, config: dict[str
     for name in names:
         try:
             trackers.append(makers[name]())
-        except Exception as error:
+        except Exception as error:  # each package has errors of its own
             raise ConfigError(f"log_to: {name} cannot be opened: {error}. Set it up, or leave it out.") from error
     return trackers
 

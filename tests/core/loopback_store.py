@@ -104,11 +104,17 @@ def listen(handler: type[Store], **settings) -> Iterator[tuple[str, type[Store]]
     """Give the URL of a server and its handler's class, which holds what the server has seen."""
     fresh = {"objects": {}, "keys_used": [], "refused": frozenset(), **settings}
     made = type(handler.__name__, (handler,), fresh)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), made)
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), made)) as url:
+        yield url, made
+
+
+@contextlib.contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Give the URL of a server that answers for as long as the body runs."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", made
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
