@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # one idle proce
 HEAVY = ("cluster", "chaos", "client", "engine", "jobs", "serving", "training")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups in this hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep all that holds an engine or a Ray cluster in one process, where pytest has several (`make test` has two).
 
