@@ -45,7 +45,7 @@ serve: setup  ## serve the result in the foreground
 	$(BIN)/python -m jobs.serve $(TASK)
 
 test: setup  ## unit tests and one end-to-end test over the real parts
-	$(LOCK) $(BIN)/python -m pytest tests -n 2 --dist loadgroup
+	$(LOCK) $(BIN)/python -m pytest tests -n 2
 
 soak: setup  ## hours: SEEDS runs of create_data in which everything dies once, hundreds of wrong versions and of swaps
 	$(LOCK) $(BIN)/python -m tests.chaos.soak --seeds $(SEEDS)
