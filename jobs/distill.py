@@ -118,7 +118,9 @@ def run(settings: Settings) -> dict[str, Any]:
     with clock.stage("train"):
         version = train.run(settings.train, cluster=settings.cluster)
     with clock.stage("serve"):
-        url = settings.student.url or start_student(settings.task, settings.student, settings.cluster, base_url)
+        # It is measured against the base model, which merged weights would leave no room for.
+        student = settings.student.model_copy(update={"adapter_mode": "lora"})
+        url = student.url or start_student(settings.task, student, settings.cluster, base_url)
         move_alias(settings.models_uri, "candidate", version.label)
         wait_for_version(url, f"{settings.task.name}/candidate", version)
     facts = {"counts": _counts(manifest), "seconds": clock.seconds}

@@ -54,6 +54,8 @@ def start_student(task_config: task.TaskConfig, table: StudentTable, cluster: Cl
     from raydistill.serving import app
 
     engine = EngineConfig.model_validate(table.model_dump(exclude={"url", "poll_seconds"}))
+    if engine.adapter_mode == "merged" and engine.merged_alias is None:
+        engine = engine.model_copy(update={"merged_alias": f"{task_config.name}/final"})
     application = name_application("student", cluster)
     with show_stage("student: starting"):
         app.start(task_config.student_model, task_config.storage, engine, table.poll_seconds, application)
@@ -79,8 +81,11 @@ def read_status(url: str) -> dict[str, Any]:
     return httpx.get(f"{url}/status", headers=headers, timeout=30).raise_for_status().json()
 
 
-def wait_for_version(url: str, alias: str, version: Version, timeout_seconds: float = WAIT_SECONDS) -> None:
+def wait_for_version(url: str, alias: str, version: Version, timeout_seconds: float = WAIT_SECONDS) -> bool:
     """Wait until every replica of the student serves a version under an alias.
+
+    Returns:
+        False where no replica runs, as autoscaling to zero allows: the next one is up when it has loaded the version.
 
     Args:
         url: of the student's front.
@@ -99,7 +104,9 @@ def wait_for_version(url: str, alias: str, version: Version, timeout_seconds: fl
         except (httpx.HTTPError, ValueError) as error:
             status = {"storage_error": f"{url}/status: {error}"}
         if status.get("aliases", {}).get(alias) == wanted:
-            return
+            return True
+        if status.get("asleep"):
+            return False
         reason = _find_refusal(status, alias, version)
         if reason is not None:
             raise ServiceError(f"the student refused {label}: {reason}")

@@ -18,8 +18,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # one idle process for each logical CPU, at once
 
 
-# Folders whose tests hold engines or Ray clusters.
-HEAVY = ("cluster", "chaos", "client", "engine", "jobs", "serving", "training")
+ENGINES = ("cluster", "chaos", "client", "engine", "jobs")  # folders whose tests hold engines, or clusters with several
+TRAINING = "training"  # one Ray cluster, and no engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,18 +29,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep all that holds an engine or a Ray cluster in one process, and each other file in one, where there are two.
+    """Keep all engines in one process, where there are two; training, and then the other files, are for the other one.
 
     By the path, since pytest-xdist's own groups are lost on pytest 9.2: it writes them into an attribute that is gone.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneHeavyProcess(LoadScopeScheduling):
+    class EnginesInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return "heavy" if path.startswith(tuple(f"tests/{folder}/" for folder in HEAVY)) else path
+            folder = path.split("/")[1]
+            return "engines" if folder in ENGINES else TRAINING if folder == TRAINING else path
 
-    return OneHeavyProcess(config, log)
+    return EnginesInOneProcess(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -135,17 +135,18 @@ def _check_service(waiting: Waiting | None) -> None:
 
 
 def _finish_move(uri: str, alias: str, before: Aliases, version: Version, waiting: Waiting | None) -> Document:
+    served = None
     if waiting is not None:
         from raydistill.cli import service
 
-        service.wait_for_version(waiting.url, f"{version.name}/{alias}", version, waiting.timeout_seconds)
+        served = service.wait_for_version(waiting.url, f"{version.name}/{alias}", version, waiting.timeout_seconds)
     return {
         "model": uri,
         "alias": alias,
         "from": before.mapping.get(alias),
         "to": version.label,
         "name": PurePosixPath(uri).name,
-        "served": waiting is not None,
+        "served": served,
     }
 
 

@@ -42,6 +42,6 @@ def read_status(url: str | None) -> dict[str, Any]:
     return {"url": base_url, **status}
 
 
-def wait_for_version(url: str | None, alias: str, version: Version, timeout_seconds: float) -> None:
+def wait_for_version(url: str | None, alias: str, version: Version, timeout_seconds: float) -> bool:
     """Return when every replica serves a version; see `jobs.serve.wait_for_version`."""
-    serve.wait_for_version(_find_url(url), alias, version, timeout_seconds)
+    return serve.wait_for_version(_find_url(url), alias, version, timeout_seconds)

@@ -127,8 +127,8 @@ def show_move(document: Document) -> None:
     """Print what a promotion or a rollback did."""
     alias, old, new = f"{document['name']}/{document['alias']}", document["from"], document["to"]
     moved = f"{alias} is {new} already" if old == new else f"{alias}: {old or 'nothing'} -> {new}"
-    served = "; every replica serves it" if document["served"] else ""
-    Console(highlight=False).print(Text(moved + served), soft_wrap=True)
+    served = {None: "", True: "; every replica serves it", False: "; no replica runs, the next one loads it first"}
+    Console(highlight=False).print(Text(moved + served[document["served"]]), soft_wrap=True)
 
 
 def show_status(document: Document) -> None:

@@ -16,11 +16,12 @@ from raydistill.core.errors import ServiceError
 from raydistill.core.keys import read_key
 from raydistill.engine.config import EngineConfig
 from raydistill.engine.ingress import check_front, make_ingress
+from raydistill.engine.routing import ROUTER
 
 ENGINE = "engine"  # the deployment's name in every application
 
 
-def build_application(llm_config: LLMConfig, config: EngineConfig, router: str | None = None) -> serve.Application:
+def build_application(llm_config: LLMConfig, config: EngineConfig) -> serve.Application:
     """Return the application: deployment `engine` behind the ingress with its OpenAI and token-level routes.
 
     Where RAYDISTILL_API_KEY is set here, every request has to carry it.
@@ -28,11 +29,9 @@ def build_application(llm_config: LLMConfig, config: EngineConfig, router: str |
     Args:
         llm_config: of the engine.
         config: the engine's settings.
-        router: the import path of a class that sends requests to its replicas; None for Serve's own.
     """
-    options: dict[str, Any] = {"name": ENGINE}
-    if router is not None:
-        options["request_router_config"] = RequestRouterConfig.model_validate({"request_router_class": router})
+    router = RequestRouterConfig.model_validate({"request_router_class": ROUTER})
+    options = {"name": ENGINE, "request_router_config": router}
     engine = build_llm_deployment(llm_config, override_serve_options=options)
     return make_ingress(engine, read_key(), config)
 

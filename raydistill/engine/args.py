@@ -12,6 +12,7 @@ from raydistill.core.models import resolve_model
 from raydistill.engine.config import EngineConfig
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts for max_lora_rank
+MERGING = {"worker_extension_cls": "raydistill.engine.merging.MergingWorker"}  # for `TokenServer.merge_adapter`
 MEMORY_SHARE_ON_CPU = 0.05  # checked against free memory at start only; the KV cache is set in GiB
 
 
@@ -43,7 +44,9 @@ def vllm_args(config: EngineConfig, on_gpu: bool, lora: bool) -> dict[str, Any]:
     return args | config.engine_kwargs
 
 
-def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_cls: type, *, lora: bool) -> LLMConfig:
+def make_llm_config(
+    model_id: str, model_dir: str, config: EngineConfig, server_cls: type, *, lora: bool, drains: bool = False
+) -> LLMConfig:
     """Return the LLMConfig of a deployment named `engine`.
 
     Args:
@@ -52,6 +55,7 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
         config: the engine's settings.
         server_cls: the LLMServer subclass that a replica runs.
         lora: whether adapters can be loaded.
+        drains: see `deployment_options`.
     """
     on_gpu = config.runs_on_gpu()
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
@@ -66,7 +70,7 @@ def make_llm_config(model_id: str, model_dir: str, config: EngineConfig, server_
         model_loading_config={"model_id": model_id, "model_source": model_dir},
         engine_kwargs=vllm_args(config, on_gpu, lora),
         accelerator_config=GPUConfig(kind="gpu") if on_gpu else CPUConfig(kind="cpu"),
-        deployment_config={**deployment_options(config, drains=lora), "health_check_timeout_s": 60},
+        deployment_config={**deployment_options(config, drains=drains), "health_check_timeout_s": 60},
         runtime_env={"env_vars": env},
         experimental_configs={"stream_batching_interval_ms": 0},
         server_cls=server_cls,

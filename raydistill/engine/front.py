@@ -14,9 +14,10 @@ from raydistill.core.errors import EngineLostError, NotFoundError
 from raydistill.core.records import TokenRequest, TokenResult
 from raydistill.engine import metrics
 from raydistill.engine.refusals import overloaded, replica_lost, timed_out, unknown_model
+from raydistill.engine.routing import AFTER
 
 LOST = (RayActorError, EngineLostError, DeploymentUnavailableError)  # the replica is gone, or its engine
-TRIES = 2  # a request whose replica died before the first token is asked once more
+TRIES = 2  # a request whose replica died before the first token is asked once more, at another where there is one
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ class Front:
             Refusal: 404, 503 or 504.
         """
         deadline = asyncio.get_running_loop().time() + self.limits.timeout_seconds
+        hint: dict[str, str] = {}
         for attempt in range(1, TRIES + 1):
-            response = getattr(self.engine, method).remote(*arguments)
+            response = getattr(self.engine, method).remote(*arguments, **hint)
             try:
                 async with asyncio.timeout_at(deadline):
                     return await response
@@ -114,6 +116,7 @@ class Front:
             except LOST as error:
                 if attempt == TRIES:
                     raise replica_lost() from error
+                hint = {AFTER: response.request_id}
                 metrics.count_retry(method)
         raise AssertionError("the last try either returns or raises")
 
@@ -126,8 +129,9 @@ class Front:
             Refusal: 503 or 504.
         """
         deadline = asyncio.get_running_loop().time() + self.limits.timeout_seconds
+        hint: dict[str, str] = {}
         for attempt in range(1, TRIES + 1):
-            parts: Any = self._chat.remote(fields)
+            parts: Any = self._chat.remote(fields, **hint)
             has_begun = is_over = False
             try:
                 while True:
@@ -144,6 +148,7 @@ class Front:
                 is_over = True
                 if has_begun or attempt == TRIES:
                     raise replica_lost() from error
+                hint = {AFTER: parts.request_id}
                 metrics.count_retry("chat")
             finally:
                 if not is_over:

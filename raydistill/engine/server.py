@@ -15,6 +15,7 @@ from ray import serve
 from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm import SamplingParams, TokensPrompt
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.logprobs import FlatLogprobs
@@ -54,18 +55,22 @@ class TokenServer(LLMServer):
 
         Args:
             rows: what to answer.
-            after: the id of a request for the same rows that failed; for the router, see raydistill.teacher.routing.
+            after: the id of a request for the same rows that failed; here and below for the router, see
+                raydistill.engine.routing.
 
         Raises:
             EngineLostError: the engine is gone; the replica will be replaced, ask again.
         """
         return list(await asyncio.gather(*(self._generate_row(row) for row in rows)))
 
-    async def answer_chat(self, fields: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
+    async def answer_chat(
+        self, fields: dict[str, Any], after: str | None = None
+    ) -> AsyncIterator[dict[str, Any] | str]:
         """Yield the whole answer of an OpenAI chat, or its error, as one dict; streamed, its events as texts.
 
         Args:
             fields: of the request's body. Plain values in and out, so that the front need not import vllm.
+            after: as in `generate`.
 
         Raises:
             EngineLostError: the engine is gone; the replica will be replaced, ask again.
@@ -93,7 +98,7 @@ class TokenServer(LLMServer):
             raise _engine_lost()
         return part
 
-    async def info(self) -> dict[str, Any]:
+    async def info(self, after: str | None = None) -> dict[str, Any]:
         """Return what a front needs to know: the base model, its folder, vocabulary and longest request."""
         model_config = self._client.model_config
         return {
@@ -126,7 +131,7 @@ class TokenServer(LLMServer):
         """Return as what a row counts: the alias it asked for and the exact version that answers."""
         return Asked(BASE, BASE if self.is_base(name) else name)
 
-    async def resolve_name(self, model: str) -> str:
+    async def resolve_name(self, model: str, after: str | None = None) -> str:
         """Return the exact name of the model that would answer now; see `resolve`."""
         return (await self.resolve(model))[0]
 
@@ -164,6 +169,28 @@ class TokenServer(LLMServer):
         engine: Any = self.engine
         await engine._oai_models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))  # unknown is as good
         await self._client.remove_lora(adapter.lora_int_id)
+
+    async def merge_adapter(self, name: str, folder: Path | None) -> None:
+        """Make the engine's weights anew from the base model's files, with an adapter added, and call them by a name.
+
+        The engine has to be started with the worker of `raydistill.engine.merging`. It finishes what it computes first,
+        takes nothing meanwhile, and forgets the keys and values of all prompts: they are of the weights before.
+
+        Args:
+            name: what `model` in a chat's request has to be from now on, and what its answer names.
+            folder: as in `load_adapter`; None for the base model alone.
+
+        Raises:
+            Exception: it could not be done; the weights are those of before, or those wanted, or some of each.
+        """
+        await self._client.pause_generation(mode="wait", clear_cache=True)
+        try:
+            await self._client.collective_rpc("merge_adapter", args=(str(folder) if folder else None,))
+        finally:
+            await self._client.resume_generation()
+        engine: Any = self.engine
+        models = engine._oai_models
+        models.base_model_paths[:] = [BaseModelPath(name=name, model_path=self._client.model_config.model)]
 
     @property
     def _client(self) -> Any:

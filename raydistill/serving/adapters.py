@@ -89,11 +89,15 @@ class AdapterTable:
             self._asking = None
         self._storage_error = None
         self._unread = {}
-        wanted = {(name, alias) for name, found in self._followed.models.items() for alias in found.mapping}
+        wanted = self._wanted()
         await asyncio.gather(*(self._follow(key, falls_back) for key in sorted(wanted)))
         for key in set(self._served) - wanted:
             metrics.set_active("/".join(key), "", self._served.pop(key).engine_name)
         await self._evict()
+
+    def _wanted(self) -> set[Key]:
+        """Return the aliases that are followed, of those that there are."""
+        return {(name, alias) for name, found in self._followed.models.items() for alias in found.mapping}
 
     async def _follow(self, key: Key, falls_back: bool) -> None:
         """Let an alias mean the newest version of its history that passes."""

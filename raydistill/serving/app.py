@@ -8,11 +8,14 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.config import validate
+from raydistill.core.errors import ConfigError
 from raydistill.core.models import resolve_model
-from raydistill.core.uris import absolute, join
+from raydistill.core.uris import absolute, join, parse_model_path
 from raydistill.engine.app import build_application, run_application, stop_application
-from raydistill.engine.args import make_llm_config
+from raydistill.engine.args import MERGING, make_llm_config
 from raydistill.engine.config import EngineConfig
+from raydistill.registry.versions import LABEL
+from raydistill.serving.merged import MergedServer
 from raydistill.serving.replica import StudentServer
 
 logger = logging.getLogger(__name__)
@@ -32,14 +35,34 @@ class StudentConfig(EngineConfig):
 def build(args: dict[str, Any]) -> serve.Application:
     """Return the student's application from the `args` of a Serve config file."""
     config = validate(StudentConfig, args, "student args")
-    llm_config = make_llm_config(config.model, resolve_model(config.model), config, StudentServer, lora=True)
+    merged = config.adapter_mode == "merged"
+    if merged:
+        config = _prepare_merging(config)
+    server = MergedServer if merged else StudentServer
+    model_dir = resolve_model(config.model)
+    llm_config = make_llm_config(config.model, model_dir, config, server, lora=not merged, drains=True)
     llm_config.experimental_configs["raydistill"] = {
         "models_uri": join(absolute(config.storage), "models"),
         "max_lora_rank": config.max_lora_rank,
-        "max_resident": llm_config.engine_kwargs["max_cpu_loras"],
+        "max_resident": llm_config.engine_kwargs.get("max_cpu_loras"),
+        "merged_alias": config.merged_alias,
         "poll_seconds": config.poll_seconds,
     }
     return build_application(llm_config, config)
+
+
+def _prepare_merging(config: StudentConfig) -> StudentConfig:
+    """Return the settings with the worker that can merge.
+
+    Raises:
+        ConfigError: nothing says which alias is to be merged.
+    """
+    example = '"triage/final"'
+    if not config.merged_alias:
+        raise ConfigError(f'student args: adapter_mode is "merged", so merged_alias has to say what, like {example}')
+    if LABEL.fullmatch(parse_model_path(config.merged_alias)[1]):
+        raise ConfigError(f"student args: merged_alias is {config.merged_alias!r}: name an alias, like {example}")
+    return config.model_copy(update={"engine_kwargs": {**MERGING, **config.engine_kwargs}})
 
 
 def start(

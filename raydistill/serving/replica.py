@@ -40,9 +40,12 @@ class StudentServer(TokenServer):
             score=self._score_probe,
             unload=self.unload_adapter,
         )
-        self._table = AdapterTable(options["models_uri"], gate, options["max_resident"])
+        self._table = self._make_table(options, gate)
         await self._table.start(options["poll_seconds"], REGISTRY_PATIENCE_SECONDS, VERSION_PATIENCE_SECONDS)
         self._poll = asyncio.create_task(self._follow(options["poll_seconds"]))
+
+    def _make_table(self, options: dict[str, Any], gate: Gate) -> AdapterTable:
+        return AdapterTable(options["models_uri"], gate, options["max_resident"])
 
     async def _follow(self, poll_seconds: float) -> None:
         while True:

@@ -11,7 +11,6 @@ from raydistill.engine.app import build_application, run_application, stop_appli
 from raydistill.engine.args import make_llm_config
 from raydistill.engine.config import EngineConfig
 from raydistill.engine.server import TokenServer
-from raydistill.teacher.routing import ROUTER
 
 
 class TeacherConfig(EngineConfig):
@@ -25,7 +24,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     """Return the teacher's application from the `args` of a Serve config file."""
     config = validate(TeacherConfig, args, "teacher args")
     llm_config = make_llm_config(config.model, resolve_model(config.model), config, TokenServer, lora=False)
-    return build_application(llm_config, config, ROUTER)
+    return build_application(llm_config, config)
 
 
 def start(model: str, engine: EngineConfig, application: tuple[str, str] = ("teacher", "/teacher")) -> DeploymentHandle:

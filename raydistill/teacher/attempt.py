@@ -13,7 +13,7 @@ from ray.serve.schema import ReplicaState
 
 from raydistill.core.errors import ServiceError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
-from raydistill.teacher.routing import AFTER
+from raydistill.engine.routing import AFTER
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 8.0

@@ -1,12 +1,12 @@
 """Promotions under traffic: errors, mixed answers, what it costs the other requests, and how soon the new one answers.
 
-    python -m tests.bench.bench_swap [--promotions 10] [--every 10] [--undisturbed 60] [--poll-seconds 2]
+    python -m tests.bench.bench_swap [--promotions 10] [--every 10] [--undisturbed 60] [--poll-seconds 2] [--merged]
 
 A student on Serve, with the demo model and adapters of 20 MB. One chat a second comes in, of 32 tokens, streamed, in
 turn to `triage` (the alias that moves), to `steady` (an adapter that stays) and to the base: first undisturbed, then
-while `triage/final` is promoted to a version that the replica has never seen, again and again. Each piece of a stream
-names its version; an answer whose pieces differ counts as mixed (that tokens and names agree is shown in float32 by
-tests/jobs/test_swaps_under_load.py).
+while `triage/final` is promoted to a version that the replica has never seen, again and again. With `--merged` all go
+to `triage`, which is merged into the weights. Each piece of a stream names its version; an answer whose pieces differ
+counts as mixed (that tokens and names agree is shown in float32 by tests/jobs/test_swaps_under_load.py).
 
 Printed are the latencies of both phases, and for each promotion the seconds from the alias's move to the first answer
 by the new version, with what the replica says of the way: record, download, digests, checks, load, probe; the rest
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--undisturbed", type=float, default=60.0, help="seconds of the first phase")
     parser.add_argument("--poll-seconds", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=2, help="of the engine; as many as there are idle cores")
+    parser.add_argument("--merged", action="store_true", help="a student with adapter_mode = merged")
     arguments = parser.parse_args()
     cluster = ClusterConfig.model_validate({"http_port": free_port()})
     with tempfile.TemporaryDirectory(prefix="bench-swap-") as name:
@@ -61,6 +62,7 @@ def main() -> None:
             url = start_http(cluster)
             engine = EngineConfig.model_validate(
                 {"kv_cache_gib": 0.5, "max_lora_rank": RANK, "max_loras": 2, "omp_threads": arguments.threads}
+                | ({"adapter_mode": "merged", "merged_alias": "triage/final"} if arguments.merged else {})
             )
             app.start(MODEL, name, engine, arguments.poll_seconds)
             result = asyncio.run(Bench(url, f"{name}/models/triage", arguments).run(versions))
@@ -121,12 +123,13 @@ class Bench:
         self._http = httpx.AsyncClient(base_url=url, timeout=120)
         self._uri = uri
         self._arguments = arguments
+        self._asked = ASKED[:1] if arguments.merged else ASKED
         self._answers: list[dict[str, Any]] = []
         self._phase = "undisturbed"
 
     async def run(self, versions: list[Version]) -> dict[str, Any]:
         """Return what both phases showed."""
-        for model in ASKED:
+        for model in self._asked:
             await self._ask(model, TOKENS)
         self._answers.clear()
         over = asyncio.Event()
@@ -153,7 +156,7 @@ class Bench:
         """Send one request a second, whether the ones before are answered or not."""
         tasks, start = [], time.monotonic()
         while not over.is_set():
-            tasks.append(asyncio.create_task(self._note(ASKED[len(tasks) % len(ASKED)], self._phase)))
+            tasks.append(asyncio.create_task(self._note(self._asked[len(tasks) % len(self._asked)], self._phase)))
             await asyncio.sleep(max(0.0, start + len(tasks) - time.monotonic()))
         await asyncio.gather(*tasks)
 

@@ -65,7 +65,7 @@ def test_promote_moves_an_alias_and_rollback_takes_it_back(root, run):
     assert "triage/final: v0001 -> v0002" in run("promote", "triage", "candidate", "--storage", root)
     assert "triage/final is v0002 already" in run("promote", "triage", "v0002", "--storage", root)
     told = run("rollback", "triage", "--storage", root, "--json")
-    assert (told["from"], told["to"], told["served"]) == ("v0002", "v0001", False)
+    assert (told["from"], told["to"], told["served"]) == ("v0002", "v0001", None)
     told = run("promote", "triage", "v0002", "--alias", "next", "--storage", root, "--json")
     assert (told["alias"], told["from"], told["to"]) == ("next", None, "v0002")
     assert "v0001 -> v0002" in run("rollback", "triage", "--to", "v0002", "--storage", root)

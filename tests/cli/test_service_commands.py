@@ -50,6 +50,13 @@ def test_promote_waits_until_every_replica_serves_the_version(folder, run):
     assert front.asked == 4
 
 
+def test_promote_does_not_wait_for_a_student_that_sleeps(folder, run):
+    asleep = {"base_model": None, "models": [], "aliases": {}, "replicas": [], "asleep": "no replica runs"}
+    with serve_app(Front(asleep).app) as url:
+        text = run("promote", "triage", "v0002", "--wait", "--url", url, "--timeout", "5", "--storage", folder)
+    assert "no replica runs, the next one loads it first" in text
+
+
 def test_promote_tells_which_replicas_did_not_follow_in_time(folder, run):
     old, new = exact(folder, "v0001"), exact(folder, "v0002")
     with serve_app(Front(make_status(new, old, old)).app) as url:

@@ -15,6 +15,8 @@ LIMITS = Limits(key_hash=None, max_body_bytes=2**20, max_rows=8, timeout_seconds
 class Answer:
     """What a handle's call returns: awaited or iterated, and noted where it was given up."""
 
+    request_id = "the-request"
+
     def __init__(self, engine, coroutine=None, parts=None):
         self.engine, self.coroutine, self.parts = engine, coroutine, parts
 
@@ -59,13 +61,13 @@ class FakeEngine:
     def _status(self):
         return Answer(self, self._status_now())
 
-    def _info(self):
+    def _info(self, after=None):
         return Answer(self, self._info_now())
 
     async def _info_now(self):
         return {"model_id": "base", "model_dir": "/models/base", "vocab_size": 256, "max_model_len": 384}
 
-    def _resolve_name(self, model):
+    def _resolve_name(self, model, after=None):
         return Answer(self, self._resolve_now(model))
 
     async def _resolve_now(self, model):
@@ -78,7 +80,7 @@ class FakeEngine:
             raise self.faults.pop(0)
         await asyncio.sleep(self.wait_seconds)
 
-    def _generate(self, rows):
+    def _generate(self, rows, after=None):
         self.asked.append(rows)
         return Answer(self, self._generate_now(rows))
 
@@ -86,7 +88,7 @@ class FakeEngine:
         await self._work()
         return [TokenResult([7, 2], [-0.5, -0.1], "stop", Usage(len(row.tokens), 0, 2), VERSION) for row in rows]
 
-    def _answer_chat(self, fields):
+    def _answer_chat(self, fields, after=None):
         self.asked.append(fields)
         return Answer(self, parts=self._parts(fields))
 

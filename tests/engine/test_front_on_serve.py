@@ -67,6 +67,17 @@ def test_a_sample_is_answered_by_another_replica_when_its_own_dies(service, fold
     assert (folder / "101").read_text() == "died"
 
 
+def test_what_finds_its_engine_gone_is_asked_at_another_replica_each_time(service):
+    path, body = sample(SESSION, prompt={"chunks": [{"type": "encoded_text", "tokens": [3, 103]}]})
+    for index in range(40):
+        for stream in (False, True):
+            answer = ask(service, "gone chat-gone", stream=stream)
+            assert answer.status_code == 200 and "error" not in answer.text, (index, stream, answer.text)
+        request_id = httpx.post(service + path, json=body | {"seq_id": 200 + index}, timeout=60).json()["request_id"]
+        answer = httpx.post(f"{service}/api/v1/retrieve_future", json={"request_id": request_id}, timeout=60)
+        assert answer.headers["content-type"] == "application/x-protobuf", (index, answer.text)
+
+
 def test_the_replica_stops_when_the_client_leaves(service, folder):
     body = {"messages": [{"role": "user", "content": "slow 20 left-stream"}], "stream": True}
     with httpx.stream("POST", service + CHAT, json=body, timeout=60) as answer:

@@ -122,6 +122,22 @@ def test_every_answer_is_counted_by_alias_and_version_and_logged_with_its_id(wor
     assert any('"request_id": "look-for-me"' in line and "answer_chat" in line for line in lines), "the replica's line"
 
 
+def test_the_openai_sdk_chats_whole_and_streamed_and_names_the_fault_of_a_request(world):
+    openai = pytest.importorskip("openai", reason="vllm brings it")
+    client = openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0)
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "I lost my parcel."}], "max_tokens": 8}
+    whole = client.chat.completions.create(**asked, temperature=0, logprobs=True, top_logprobs=2)
+    parts = list(client.chat.completions.create(**asked, temperature=0, stream=True))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    assert {whole.model, *(part.model for part in parts)} == {greedy(world).model}
+    assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens > 0
+    assert "tiny/final" in {model.id for model in client.models.list()}
+    with pytest.raises(openai.NotFoundError, match="tiny/final"):
+        client.chat.completions.create(**asked | {"model": "nobody"})
+    with pytest.raises(openai.UnprocessableEntityError, match="max_tokens"):
+        client.chat.completions.create(**asked | {"max_tokens": -1})
+
+
 def read_series(port):
     """Return (name, labels, value) of our series on a node's metrics port."""
     text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text

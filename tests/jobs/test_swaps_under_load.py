@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 from pathlib import Path
 
@@ -11,43 +10,14 @@ import psutil
 import pytest
 
 import raydistill
-from raydistill import types
 from raydistill.registry.aliases import move_alias, read_aliases
 from raydistill.registry.resolve import rollback
+from tests.jobs.students import CHAT, HEADER, TOKENS, chat, sample, spoil_probe, wait_for
 from tests.scaled_version import publish_scaled
 
 SWAPS = int(os.environ.get("RAYDISTILL_SWAPS", "12"))  # `make soak` asks for more
 FACTORS = (-1.5, 0.5, 1.4)
-TOKENS = 12
-PROMPT = [5, 9, 33, 70, 8, 120]
-CHAT = [{"role": "user", "content": "I lost my parcel."}]
 PAUSE_SECONDS = 0.05  # between a client's requests, or two cores do nothing else
-POLL_SECONDS = 0.5  # of the world's student
-HEADER = "x-raydistill-model"
-
-
-async def sample(client, num_samples=1):
-    """Return the exact version and the tokens of each sample, greedily, so that all must be the same."""
-    params = types.SamplingParams(max_tokens=TOKENS, temperature=0.0, stop=[])
-    prompt = types.ModelInput.from_ints(PROMPT)
-    result = await (await client.sample_async(prompt, num_samples=num_samples, sampling_params=params))
-    return result.model, {tuple(sequence.tokens) for sequence in result.sequences}
-
-
-async def chat(http, model, stream):
-    """Return the versions that header and body name, and the text."""
-    body = {"model": model, "messages": CHAT, "max_tokens": TOKENS, "temperature": 0, "stream": stream}
-    async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-        text = (await answer.aread()).decode()
-        assert answer.status_code == 200, text
-    if not stream:
-        whole = json.loads(text)
-        return {answer.headers[HEADER], whole["model"]}, whole["choices"][0]["message"]["content"]
-    events = [line.removeprefix("data: ") for line in text.splitlines() if line]
-    assert events[-1] == "[DONE]", text
-    pieces = [json.loads(event) for event in events[:-1]]
-    words = [choice["delta"].get("content") or "" for piece in pieces for choice in piece["choices"]]
-    return {piece["model"] for piece in pieces} | {answer.headers.get(HEADER, pieces[0]["model"])}, "".join(words)
 
 
 def spoil_weights(uri, version):
@@ -55,28 +25,6 @@ def spoil_weights(uri, version):
     path = Path(uri, version.label, "adapter_model.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     return version
-
-
-def spoil_probe(uri, version):
-    """Let a version's record promise what its weights do not do: only the engine can tell."""
-    path = Path(uri, version.label, "version.json")
-    data = json.loads(path.read_bytes())
-    for point in data["probe"]:
-        point["adapter"] = min(-0.1, 2 * point["base"] - point["adapter"] - 3)  # a log-probability all the same
-    path.write_text(json.dumps(data))
-    return version
-
-
-async def wait_for(http, part, key, value):
-    """Return when the status says so of an alias; of a refusal, whatever its reason, when three polls have passed."""
-    for _ in range(150):
-        told = (await http.get("/status")).json()[part]
-        if value is None and key in told:
-            return await asyncio.sleep(3 * POLL_SECONDS)
-        if key in told and told[key] == value:
-            return None
-        await asyncio.sleep(0.1)
-    raise AssertionError(f"{part} {key} is not {value} after 15 s: {(await http.get('/status')).text}")
 
 
 class Clients:

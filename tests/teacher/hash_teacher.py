@@ -17,8 +17,8 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.records import TokenRequest, TokenResult, Usage
+from raydistill.engine.routing import ROUTER
 from raydistill.renderers import load_tokenizer
-from raydistill.teacher.routing import ROUTER
 
 
 @serve.deployment(name="engine", ray_actor_options={"num_cpus": 1}, max_ongoing_requests=256, health_check_period_s=1)

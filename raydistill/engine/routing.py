@@ -1,4 +1,4 @@
-"""Serve's router for a teacher: a row that failed at one replica is asked again at another, where there is another.
+"""Serve's router for our engines: what failed at one replica is asked again at another, where there is another.
 
 Serve's own takes two replicas at random and sends to the one with the shorter queue. A replica that refuses everything
 at once has the shortest queue of all, so most of the first attempts go there, and of two replicas at least every second
@@ -13,7 +13,7 @@ from typing import Any
 from ray.serve.request_router import LocalityMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 ROUTER = f"{__name__}.ElsewhereRouter"  # the import path that Serve wants
-AFTER = "after"  # the argument of `generate` with the id of the request that failed
+AFTER = "after"  # the argument with the id of the request that failed, of every method that is asked again
 KNOWN_REQUESTS = 10_000  # a handle's latest: more than are ever under way, and a retry comes within seconds
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID
 
-from raydistill.teacher import routing
-from raydistill.teacher.routing import AFTER, ElsewhereRouter
+from raydistill.engine import routing
+from raydistill.engine.routing import AFTER, ElsewhereRouter
 
 ENGINE = DeploymentID("engine", "teacher")
 
