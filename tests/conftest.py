@@ -15,11 +15,13 @@ from tests.tiny_task import write_tiny_task
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Threads that wait for each other spin: with two processes on two cores a pass of a second took a minute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # one idle process for each logical CPU, at once
 
 
-ENGINES = ("cluster", "chaos", "client", "engine", "jobs")  # folders whose tests hold engines, or clusters with several
-TRAINING = "training"  # one Ray cluster, and no engine
+ENGINES = ("cluster", "client", "engine", "jobs")  # folders whose tests hold engines
+CLUSTERS = ("jobs/data", "chaos", "training")  # those that hold a Ray cluster, one for all, and no engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep all engines in one process, where there are two; training, and then the other files, are for the other one.
+    """Keep all engines in one process, where there are two; the other clusters, and then the rest, are for the other one.
 
     By the path, since pytest-xdist's own groups are lost on pytest 9.2: it writes them into an attribute that is gone.
     """
@@ -38,8 +40,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class EnginesInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            folder = path.split("/")[1]
-            return "engines" if folder in ENGINES else TRAINING if folder == TRAINING else path
+            for folder in (*CLUSTERS, *ENGINES):
+                if path.startswith(f"tests/{folder}/"):
+                    return "engines" if folder in ENGINES else folder
+            return path
 
     return EnginesInOneProcess(config, log)
 

@@ -52,10 +52,12 @@ def write_tiny_task(folder: Path, port: int) -> Path:
         concurrency = 8
         [teacher]
         dtype = "float32"
+        omp_threads = 1
         max_model_len = 384
         max_num_seqs = 16
         [student]
         dtype = "float32"
+        omp_threads = 1
         max_model_len = 384
         max_num_seqs = 16
         max_lora_rank = 8

@@ -23,7 +23,7 @@ def merged_url(world):
     """A merging student beside the world's own, for the same alias."""
     from raydistill.serving import app
 
-    settings = {"dtype": "float32", "max_model_len": 384, "max_num_seqs": 16, "max_lora_rank": 8, "kv_cache_gib": 0.25}
+    settings = {"dtype": "float32", "max_model_len": 384, "max_num_seqs": 16, "max_lora_rank": 8, "omp_threads": 1}
     engine = EngineConfig.model_validate({**settings, "adapter_mode": "merged", "merged_alias": "tiny/final"})
     app.start(world.base_dir, world.settings.task.storage, engine, POLL_SECONDS, ("merged", "/merged"))
     try:
