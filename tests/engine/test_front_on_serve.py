@@ -51,6 +51,17 @@ def ending(folder, name):
     return file.read_text() if file.exists() else None
 
 
+def test_what_finds_its_engine_gone_is_asked_at_another_replica_each_time(service):
+    path, body = sample(SESSION, prompt={"chunks": [{"type": "encoded_text", "tokens": [3, 103]}]})
+    for index in range(40):
+        for stream in (False, True):
+            answer = ask(service, "gone chat-gone", stream=stream)
+            assert answer.status_code == 200 and "error" not in answer.text, (index, stream, answer.text)
+        request_id = httpx.post(service + path, json=body | {"seq_id": 200 + index}, timeout=60).json()["request_id"]
+        answer = httpx.post(f"{service}/api/v1/retrieve_future", json={"request_id": request_id}, timeout=60)
+        assert answer.headers["content-type"] == "application/x-protobuf", (index, answer.text)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_chat_is_answered_by_another_replica_when_its_own_dies(service, folder, stream):
     answer = ask(service, f"die chat{stream}", stream=stream)
@@ -65,17 +76,6 @@ def test_a_sample_is_answered_by_another_replica_when_its_own_dies(service, fold
     answer = httpx.post(f"{service}/api/v1/retrieve_future", json={"request_id": request_id}, timeout=60)
     assert answer.headers["content-type"] == "application/x-protobuf", answer.text
     assert (folder / "101").read_text() == "died"
-
-
-def test_what_finds_its_engine_gone_is_asked_at_another_replica_each_time(service):
-    path, body = sample(SESSION, prompt={"chunks": [{"type": "encoded_text", "tokens": [3, 103]}]})
-    for index in range(40):
-        for stream in (False, True):
-            answer = ask(service, "gone chat-gone", stream=stream)
-            assert answer.status_code == 200 and "error" not in answer.text, (index, stream, answer.text)
-        request_id = httpx.post(service + path, json=body | {"seq_id": 200 + index}, timeout=60).json()["request_id"]
-        answer = httpx.post(f"{service}/api/v1/retrieve_future", json={"request_id": request_id}, timeout=60)
-        assert answer.headers["content-type"] == "application/x-protobuf", (index, answer.text)
 
 
 def test_the_replica_stops_when_the_client_leaves(service, folder):
