@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep all engines in one process, where there are two; the other clusters, and then the rest, are for the other one.
+    """Keep all engines in one process, where there are two; the other clusters, and the rest, are for the other one.
 
     By the path, since pytest-xdist's own groups are lost on pytest 9.2: it writes them into an attribute that is gone.
     """

@@ -3,12 +3,18 @@
 A mask over a whole packed sequence computes everything and throws most of it away. Steps of SmolLM2-135M in bfloat16,
 rank 32, one thread with avx512_bf16: 8 rows of 92 tokens 149 tokens/s with a mask, 194 row by row, 232 in float32 (see
 `attend`); 4 rows 168, 181 and 212 (the last with what `load_student` does about casts, which 8 rows gain 3 % from).
+
+On a GPU one call of flash attention's kernel for rows of different lengths does them all. Before every training
+`model.check_packing` compares what comes out with the model's own pass over lone rows, on the device that it runs on.
 """
 
+import functools
+import itertools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -29,13 +35,15 @@ def takes_rows(base: Any) -> bool:
     return base.config.get_text_config()._attn_implementation == NAME
 
 
-def attend(
+def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through it
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     row_lengths: list[int] | None = None,
+    places: tuple[torch.Tensor, torch.Tensor] | None = None,
+    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return attention's output [1, T, heads, width] as transformers wants it.
@@ -43,25 +51,89 @@ def attend(
     Args:
         module: the layer.
         query: [1, heads, T, width].
-        key: [1, heads or fewer, T, width].
+        key: [1, heads or fewer, K, width]: K is T, and what a cache holds before it.
         value: as key.
         attention_mask: of the whole; used where no rows are named.
         row_lengths: of the rows that make up the T tokens; each is causal and sees nothing else.
+        places: in its own row, of each query [T] and of each key [K]; where the mask is ours, which knows no windows.
+        sliding_window: how many tokens a token sees, itself included; None for all that came before.
         options: `scaling`, and what else transformers passes.
     """
     # On CPUs bfloat16's kernel is the slower one: 2.9 ms forward and backward for 90 tokens, 1.4 in float32 with both
     # casts; 12.1 and 10.3 for 300 (9 heads of 64, one thread with avx512_bf16).
     kept = torch.float32 if query.device.type == "cpu" else query.dtype
-    query_dtype, is_grouped = query.dtype, query.shape[1] != key.shape[1]
+    query_dtype = query.dtype
     query, key, value = query.to(kept), key.to(kept), value.to(kept)
     with torch.autocast(query.device.type, enabled=False):
-        if row_lengths is None:
-            if attention_mask is not None and attention_mask.is_floating_point():
-                attention_mask = attention_mask.to(kept)
-            output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-            return output.to(query_dtype), None
-        outputs = [
-            F.scaled_dot_product_attention(*row, is_causal=True, scale=options.get("scaling"), enable_gqa=is_grouped)
-            for row in zip(*(tensor.split(row_lengths, dim=2) for tensor in (query, key, value)), strict=True)
-        ]
-    return torch.cat(outputs, dim=2).to(query_dtype).transpose(1, 2).contiguous(), None
+        if row_lengths is not None:
+            rows = _attend_varlen if has_varlen(query) else _attend_rows
+            return rows(query, key, value, row_lengths, sliding_window, options.get("scaling")).to(query_dtype), None
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.to(kept)
+            if places is not None and sliding_window is not None:
+                is_far_TK = places[0][:, None] - places[1][None, :] >= sliding_window
+                attention_mask = attention_mask.masked_fill(is_far_TK, torch.finfo(kept).min)
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return output.to(query_dtype), None
+
+
+def _attend_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    row_lengths: list[int],
+    window: int | None,
+    scale: float | None,
+) -> torch.Tensor:
+    outputs = []
+    for row in zip(*(tensor.split(row_lengths, dim=2) for tensor in (query, key, value)), strict=True):
+        mask = _band(row[0].shape[2], window, query.device)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                *row, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return which keys each query of a row sees, [length, length]; None where a window leaves nothing out."""
+    if window is None or length <= window:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
+def _attend_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    row_lengths: list[int],
+    window: int | None,
+    scale: float | None,
+) -> torch.Tensor:
+    starts, longest = _starts(tuple(row_lengths), query.device)
+    output = varlen_attn(
+        *(tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)),  # pyright: ignore[reportCallIssue]
+        cu_seq_q=starts,
+        cu_seq_k=starts,
+        max_q=longest,
+        max_k=longest,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),  # so many before, none after
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(output, torch.Tensor)
+    return output[None]
+
+
+def has_varlen(query: torch.Tensor) -> bool:
+    """Return whether flash attention's kernel for rows of different lengths takes these: on NVIDIA's, 16 bits."""
+    on_nvidia = query.is_cuda and torch.version.hip is None
+    return on_nvidia and query.dtype != torch.float32 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+@functools.lru_cache(maxsize=8)  # every layer of a pass asks
+def _starts(row_lengths: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, int]:
+    """Return where each row begins and the last one ends, int32 [rows + 1], and the longest row's length."""
+    starts = torch.tensor([0, *itertools.accumulate(row_lengths)], dtype=torch.int32, device=device)
+    return starts, max(row_lengths)

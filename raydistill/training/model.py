@@ -122,7 +122,10 @@ def forward_hidden(
         positions_T = positions_T + prefix.length * behind_T
         before_TP = _additive(behind_T[:, None].expand(-1, prefix.length), mask.dtype)
         mask = torch.cat([before_TP[None, None], mask], dim=-1)
-        options = {"use_cache": True, "past_key_values": prefix.copy()}
+        if "row_lengths" in options:
+            places_K = torch.cat([torch.arange(prefix.length, device=device), positions_T])
+            options = {"places": (positions_T, places_K)}
+        options |= {"use_cache": True, "past_key_values": prefix.copy()}
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"), headless(model):
         output = model(
             input_ids=torch.tensor([_fill_up(laid.tokens_T, 0)], device=device),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from raydistill.core.errors import TrainingError
 from raydistill.training.batches import EncodedRow, Lesson, make_lesson, pack
@@ -35,7 +36,13 @@ def open_prefix(model: Any, tokens: Sequence[int], dtype: str, device: torch.dev
     if not tokens:
         return None
     with adapter_off(model), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        output = model(input_ids=torch.tensor([list(tokens)], device=device), use_cache=True, logits_to_keep=1)
+        cache = DynamicCache()  # whole: without a config, layers with a sliding window keep all of it too
+        output = model(
+            input_ids=torch.tensor([list(tokens)], device=device),
+            use_cache=True,
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
     return Prefix(len(tokens), output.past_key_values)
 
 

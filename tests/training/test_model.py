@@ -1,15 +1,19 @@
 """The student on packed rows: its logits are those of each row alone, and only its adapters are trained."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydistill.core.errors import TrainingError
+from raydistill.training import attention
 from raydistill.training import model as training_model
 from raydistill.training.attention import takes_rows
 from raydistill.training.batches import EncodedRow, pack
 from raydistill.training.losses import scale_to_step
 from raydistill.training.model import SHAPE_MULTIPLE, check_packing, forward_packed, load_student
+from raydistill.training.teacher import check_teacher, open_prefix
 from tests.tiny import VOCAB_SIZE
 
 CPU = torch.device("cpu")
@@ -93,6 +97,45 @@ def test_families_of_older_and_newer_attention_are_packed_without_a_difference(f
     student = load_student(str(tmp_path), 2, 2, 0, "float32")
     assert takes_rows(student.get_base_model()) == (family != "falcon")
     assert check_packing(student, ROWS, "float32", CPU) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize("rows", ["by row", "by one call"])
+def test_sliding_windows_hold_in_packed_rows_and_behind_a_prefix(family, rows, tmp_path, monkeypatch):
+    sizes = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 48, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 5}
+    more = {"layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3_text" else {}
+    config = AutoConfig.for_model(family, **sizes, **more, initializer_range=0.5)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    if rows == "by one call":
+        monkeypatch.setattr(attention, "has_varlen", lambda _: True)
+        monkeypatch.setattr(attention, "varlen_attn", plain_varlen)
+    student = load_student(str(tmp_path), 2, 2, 0, "float32")
+    taught = [EncodedRow(row.id, row.prompt_tokens, row.response_tokens, [7, *row.prompt_tokens]) for row in ROWS]
+    assert check_packing(student, taught, "float32", CPU) < 1e-4
+    prefix_tokens = [index % 80 for index in range(11)]
+    prefix = open_prefix(student, prefix_tokens, "float32", CPU)
+    assert check_teacher(student, taught, prefix_tokens, prefix, "float32") < 1e-4
+    tokens = torch.tensor([list(range(5, 35))])
+    other = tokens.clone()
+    other[0, 0] = 80
+    far = (student(tokens).logits[0, -1] - student(other).logits[0, -1]).abs().max()
+    assert (far == 0) == (family == "mistral"), "the window is of no effect, so this test would see nothing"
+
+
+def plain_varlen(query, key, value, *, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size, enable_gqa):
+    """Do what torch's varlen_attn documents, token by token."""
+    assert torch.equal(cu_seq_q, cu_seq_k) and cu_seq_q.dtype == torch.int32 and window_size[1] == 0
+    assert max_q == max_k == int(cu_seq_q.diff().max()) and enable_gqa == (query.shape[1] != key.shape[1])
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    output = torch.zeros_like(query)
+    for start, end in itertools.pairwise(cu_seq_q.tolist()):
+        for token in range(start, end):
+            first = start if window_size[0] < 0 else max(start, token - window_size[0])
+            scores = torch.einsum("hd,khd->hk", query[token], key[first : token + 1]) * scale
+            output[token] = torch.einsum("hk,khd->hd", scores.softmax(-1), value[first : token + 1])
+    return output
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
