@@ -109,11 +109,16 @@ def _python_path() -> str:
 def start_http(config: ClusterConfig) -> str:
     """Start Serve with its front on the loopback address and return the base URL; one that runs already stays."""
     from ray import serve
+    from ray.exceptions import ActorAlreadyExistsError
     from ray.serve.context import _get_global_client
 
     # One front, on the head, where jobs run: on every node nobody could reach it, and nodes of one machine cannot share
     # the port, so Serve would start theirs again and again.
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": config.http_port})
+    options = {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": config.http_port}}
+    try:
+        serve.start(**options)
+    except ActorAlreadyExistsError:  # another job started it at the same moment; now it is found
+        serve.start(**options)
     client = _get_global_client()
     assert client is not None
     return f"http://127.0.0.1:{client.http_config.port}"

@@ -14,14 +14,19 @@ from ray.serve.request_router import LocalityMixin, PendingRequest, ReplicaID, R
 
 ROUTER = f"{__name__}.ElsewhereRouter"  # the import path that Serve wants
 AFTER = "after"  # the argument with the id of the request that failed, of every method that is asked again
-KNOWN_REQUESTS = 10_000  # a handle's latest: more than are ever under way, and a retry comes within seconds
 
 
 class ElsewhereRouter(LocalityMixin, RequestRouter):
     """Of two replicas the less busy one, but never the one at which the same row has just failed, if there is another.
 
     It runs in the process that asks: Serve sends it there with the deployment's settings.
+
+    Attributes:
+        max_known: of how many requests, the latest of a handle, it is known where they went: more than are ever under
+            way, and what failed is asked again within seconds.
     """
+
+    max_known = 10_000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Begin without requests."""
@@ -42,7 +47,7 @@ class ElsewhereRouter(LocalityMixin, RequestRouter):
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Remember which replica took a request."""
         self._replica_of[pending_request.metadata.request_id] = replica_id
-        if len(self._replica_of) > KNOWN_REQUESTS:
+        if len(self._replica_of) > self.max_known:
             del self._replica_of[next(iter(self._replica_of))]
 
 

@@ -33,6 +33,21 @@ def service(url, folder):
     stop_application("standin")
 
 
+def test_serve_that_another_job_starts_at_the_same_moment_is_joined(url, monkeypatch):
+    from ray import serve
+    from ray.exceptions import ActorAlreadyExistsError
+
+    start, refusals = serve.start, [ActorAlreadyExistsError("SERVE_CONTROLLER_ACTOR")]
+
+    def start_late(**options):
+        if refusals:
+            raise refusals.pop()
+        return start(**options)
+
+    monkeypatch.setattr(serve, "start", start_late)
+    assert start_http(ClusterConfig.model_validate({"http_port": free_port()})) == url
+
+
 def ask(service, text, timeout=60.0, **fields):
     body = {"messages": [{"role": "user", "content": text}], **fields}
     return httpx.post(service + CHAT, json=body, timeout=timeout)

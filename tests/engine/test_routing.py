@@ -7,7 +7,6 @@ from typing import Any
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID
 
-from raydistill.engine import routing
 from raydistill.engine.routing import AFTER, ElsewhereRouter
 
 ENGINE = DeploymentID("engine", "teacher")
@@ -65,9 +64,9 @@ def test_where_there_is_one_replica_it_is_asked_again() -> None:
     assert choices(make_router(), after="first") == set()
 
 
-def test_only_the_latest_requests_are_remembered(monkeypatch) -> None:
-    monkeypatch.setattr(routing, "KNOWN_REQUESTS", 3)
+def test_only_the_latest_requests_are_remembered() -> None:
     router = make_router("a", "b")
+    router.max_known = 3
     for index in range(5):
         route(router, str(index), "a")
     assert choices(router, after="1") == {"a", "b"}
