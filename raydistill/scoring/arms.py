@@ -61,6 +61,9 @@ def open_arm(model: Any, prompts: Sequence[Sequence[int]], adapted: bool = True)
     if not prompts or not all(prompts):
         raise ValueError("open_arm: at least one prompt is needed, and none may be empty.")
     rows = [list(prompt) for prompt in prompts]
+    if _has_windows(model):
+        logger.info("the model has sliding windows, which a mask of ours does not know: scoring row by row, slowly")
+        return Arm(model, rows, adapted, plain=True)
     length = min(len(shared_prefix(rows)), min(len(row) for row in rows) - 1)
     cache = None
     if length:
@@ -73,6 +76,12 @@ def open_arm(model: Any, prompts: Sequence[Sequence[int]], adapted: bool = True)
         logger.warning("the model does not honour a shared prefix (error %.3g nat): scoring row by row, slowly", error)
         return Arm(model, rows, adapted, plain=True)
     return arm
+
+
+def _has_windows(model: Any) -> bool:
+    """Return whether some of the model's layers see the last tokens only."""
+    config = model.config.get_text_config()
+    return bool(getattr(config, "sliding_window", None)) and bool(getattr(config, "use_sliding_window", True))
 
 
 def chunk_rows(arms: Sequence[Arm], responses: Sequence[Sequence[int]], vocab_size: int) -> list[list[int]]:

@@ -53,6 +53,20 @@ def test_completion_logprobs_equal_plain_forward_passes(adapted):
         torch.testing.assert_close(logprobs, expected, atol=2e-4, rtol=0)
 
 
+def test_a_model_with_sliding_windows_is_scored_with_them(tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 48, "num_key_value_heads": 1, "sliding_window": 3}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mistral", **sizes, initializer_range=0.5)).save_pretrained(
+        tmp_path
+    )
+    model = load_model(str(tmp_path))
+    for (prompt, response), logprobs in zip(ROWS, completion_logprobs(model, ROWS), strict=True):
+        expected = plain_logprobs(model, prompt, response)[range(len(response)), response]
+        torch.testing.assert_close(logprobs, expected, atol=2e-4, rtol=0)
+
+
 def test_adapter_off_is_the_base_and_on_is_not(base, adapted):
     off, on, bare = completion_logprobs(adapted, ROWS, adapted=False), completion_logprobs(adapted, ROWS), []
     bare = completion_logprobs(base, ROWS)
