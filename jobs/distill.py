@@ -118,8 +118,7 @@ def run(settings: Settings) -> dict[str, Any]:
     with clock.stage("train"):
         version = train.run(settings.train, cluster=settings.cluster)
     with clock.stage("serve"):
-        # It is measured against the base model, which merged weights would leave no room for.
-        student = settings.student.model_copy(update={"adapter_mode": "lora"})
+        student = student_to_measure(settings.student)
         url = student.url or start_student(settings.task, student, settings.cluster, base_url)
         move_alias(settings.models_uri, "candidate", version.label)
         wait_for_version(url, f"{settings.task.name}/candidate", version)
@@ -131,6 +130,11 @@ def run(settings: Settings) -> dict[str, Any]:
     promote(settings.models_uri, "final", version.label)
     wait_for_version(url, f"{settings.task.name}/final", version)
     return report
+
+
+def student_to_measure(student: StudentTable) -> StudentTable:
+    """Return the student's settings with the base beside its adapters, against which it is measured."""
+    return student.model_copy(update={"adapter_mode": "lora"})
 
 
 def _check_input(settings: Settings) -> Queries:
