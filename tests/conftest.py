@@ -20,8 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # one idle process for each logical CPU, at once
 
 
-ENGINES = ("cluster", "client", "engine", "jobs")  # folders whose tests hold engines
-CLUSTERS = ("jobs/data", "chaos", "training")  # those that hold a Ray cluster, one for all, and no engine
+ENGINES = ("cluster", "client", "engine", "jobs", "training")  # folders whose tests hold engines or train
+CLUSTERS = ("jobs/data", "chaos")  # those that hold a Ray cluster, one for all, and hardly compute
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep all engines in one process, where there are two; the other clusters, and the rest, are for the other one.
+    """Keep all that computes much in one process, where there are two; other clusters, and the rest, are for the other.
 
     By the path, since pytest-xdist's own groups are lost on pytest 9.2: it writes them into an attribute that is gone.
     """
