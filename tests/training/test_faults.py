@@ -20,7 +20,7 @@ from raydistill.training.saved import ADAPTER_WEIGHTS, fetch_checkpoint, find_ch
 from tests.processes import ROOT
 from tests.training.fit_driver import HELD_OUT, STEPS, TRAINED, make_config
 
-WAIT_SECONDS = 150
+WAIT_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
