@@ -84,14 +84,14 @@ def read_status(url: str) -> dict[str, Any]:
 def wait_for_version(url: str, alias: str, version: Version, timeout_seconds: float = WAIT_SECONDS) -> bool:
     """Wait until every replica of the student serves a version under an alias.
 
-    Returns:
-        False where no replica runs, as autoscaling to zero allows: the next one is up when it has loaded the version.
-
     Args:
         url: of the student's front.
         alias: like "triage/candidate".
         version: what the alias was moved to.
         timeout_seconds: how long to wait at most.
+
+    Returns:
+        False where no replica runs, as autoscaling to zero allows: the next one is up when it has loaded the version.
 
     Raises:
         ServiceError: a replica refused it, with the reason, or it did not come in time.

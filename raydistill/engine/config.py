@@ -73,7 +73,7 @@ class EngineConfig(Section):
     max_loras: int = Field(4, ge=1)
     """Adapters in one batch; the engine gets one slot more."""
     adapter_mode: Literal["lora", "merged"] = "lora"
-    """merged: a student serves one alias, its version merged into the weights, as fast as the base; see serving.md."""
+    """merged: a student serves one alias, its version merged into the weights, as fast as the base; see versions.md."""
     merged_alias: str | None = None
     """With adapter_mode = "merged": what is served, like "triage/final"; a task's own by default."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)

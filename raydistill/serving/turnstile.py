@@ -40,7 +40,7 @@ class Turnstile:
         self._open.clear()
         try:
             await self._empty.wait()
-        except BaseException:
+        except BaseException:  # a cancelled wait above all: else nobody would come in any more
             self._open.set()
             raise
 

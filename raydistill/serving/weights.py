@@ -63,7 +63,7 @@ class Weights:
         self._held = (name, folder)
         try:
             await self._merge(name, folder)
-        except BaseException:
+        except BaseException:  # a cancelled one too: half of two versions must not stay
             await self._put_back()
             raise
         spent = time.perf_counter() - start

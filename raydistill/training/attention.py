@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "raydistill_rows"
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value: [1, heads, T, width]
 
 
 def give_rows(base: Any) -> None:
@@ -67,7 +68,8 @@ def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through
     with torch.autocast(query.device.type, enabled=False):
         if row_lengths is not None:
             rows = _attend_varlen if has_varlen(query) else _attend_rows
-            return rows(query, key, value, row_lengths, sliding_window, options.get("scaling")).to(query_dtype), None
+            output = rows((query, key, value), row_lengths, sliding_window, options.get("scaling"))
+            return output.to(query_dtype), None
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(kept)
             if places is not None and sliding_window is not None:
@@ -77,22 +79,13 @@ def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through
         return output.to(query_dtype), None
 
 
-def _attend_rows(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    row_lengths: list[int],
-    window: int | None,
-    scale: float | None,
-) -> torch.Tensor:
+def _attend_rows(heads: Heads, row_lengths: list[int], window: int | None, scale: float | None) -> torch.Tensor:
     outputs = []
-    for row in zip(*(tensor.split(row_lengths, dim=2) for tensor in (query, key, value)), strict=True):
-        mask = _band(row[0].shape[2], window, query.device)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                *row, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-            )
-        )
+    for query, key, value in zip(*(tensor.split(row_lengths, dim=2) for tensor in heads), strict=True):
+        mask = _band(query.shape[2], window, query.device)
+        settings = {"attn_mask": mask, "is_causal": mask is None, "scale": scale}
+        is_grouped = query.shape[1] != key.shape[1]
+        outputs.append(F.scaled_dot_product_attention(query, key, value, **settings, enable_gqa=is_grouped))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
@@ -103,17 +96,13 @@ def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor
     return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
-def _attend_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    row_lengths: list[int],
-    window: int | None,
-    scale: float | None,
-) -> torch.Tensor:
+def _attend_varlen(heads: Heads, row_lengths: list[int], window: int | None, scale: float | None) -> torch.Tensor:
+    query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in heads)  # [T, heads, width]
     starts, longest = _starts(tuple(row_lengths), query.device)
     output = varlen_attn(
-        *(tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)),  # pyright: ignore[reportCallIssue]
+        query,
+        key,
+        value,
         cu_seq_q=starts,
         cu_seq_k=starts,
         max_q=longest,

@@ -49,7 +49,7 @@ def _ask(llm, prompts, adapters):
     from vllm import TokensPrompt
 
     from raydistill.core.records import TokenRequest
-    from raydistill.engine.server import make_result, sampling_params
+    from raydistill.engine.wording import make_result, sampling_params
 
     row = TokenRequest(tokens=[], max_tokens=TOKENS, temperature=0, ignore_eos=True)
     outputs = llm.generate(
@@ -119,7 +119,7 @@ def _ask_while(llm, adapters, refused):
     from vllm.lora.request import LoRARequest
 
     from raydistill.core.records import TokenRequest
-    from raydistill.engine.server import sampling_params
+    from raydistill.engine.wording import sampling_params
 
     engine, found = llm.llm_engine, {}
     params = sampling_params(TokenRequest(tokens=[], max_tokens=100, temperature=0, ignore_eos=True))
@@ -150,7 +150,7 @@ def test_probe_scores_are_the_asked_tokens(engine):
     from vllm import TokensPrompt
 
     from raydistill.core.records import TokenRequest
-    from raydistill.engine.server import make_result, sampling_params
+    from raydistill.engine.wording import make_result, sampling_params
 
     llm, model_dir, _, _ = engine
     from transformers import AutoModelForCausalLM
@@ -170,7 +170,7 @@ def test_top_logprobs_are_the_models_most_likely_tokens(engine):
     from vllm import TokensPrompt
 
     from raydistill.core.records import TokenRequest
-    from raydistill.engine.server import make_result, sampling_params
+    from raydistill.engine.wording import make_result, sampling_params
 
     llm, model_dir, _, _ = engine
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
@@ -193,7 +193,7 @@ def test_a_seed_survives_a_prompt_in_chunks(engine):
     from vllm import TokensPrompt
 
     from raydistill.core.records import TokenRequest
-    from raydistill.engine.server import sampling_params
+    from raydistill.engine.wording import sampling_params
 
     prompt = [5 + index % 300 for index in range(200)]
     row = TokenRequest(tokens=prompt, max_tokens=TOKENS, temperature=1.0, seed=11, ignore_eos=True)

@@ -11,7 +11,7 @@ from raydistill.core.records import TokenRequest
 def test_make_result_packs_the_most_likely_tokens_and_keeps_the_sampled_ones() -> None:
     from vllm.logprobs import append_logprobs_for_next_position, create_sample_logprobs
 
-    from raydistill.engine.server import make_result, sampling_params
+    from raydistill.engine.wording import make_result, sampling_params
 
     row = TokenRequest(tokens=[1, 2], top_logprobs=2)
     assert sampling_params(row).flat_logprobs
@@ -29,7 +29,7 @@ def test_make_result_packs_the_most_likely_tokens_and_keeps_the_sampled_ones() -
 
 
 def test_a_row_asks_for_top_logprobs_or_for_scores() -> None:
-    from raydistill.engine.server import sampling_params
+    from raydistill.engine.wording import sampling_params
 
     with pytest.raises(ValueError, match="ask for them in two"):
         sampling_params(TokenRequest(tokens=[1], top_logprobs=2, score_token_ids=[5]))
