@@ -20,3 +20,11 @@ def test_engines_are_in_one_process_and_the_rest_beside_it():
     assert {path for _, path in ran} == {*ENGINES, *OTHERS}
     assert {process for process, _ in ran} == {"gw0", "gw1"}
     assert len({process for process, path in ran if path in ENGINES}) == 1, ran
+
+
+def test_no_code_joins_whichever_cluster_happens_to_run():
+    root, inits = Path(__file__).parents[1], []
+    for path in (path for folder in ("jobs", "raydistill", "tests") for path in (root / folder).rglob("*.py")):
+        inits += [(path, call) for call in re.findall(r"\bray\.init\(\s*([\w.]*)", path.read_text("utf-8"))]
+    assert inits
+    assert [str(path) for path, argument in inits if argument != "address" and path != Path(__file__)] == []

@@ -31,7 +31,7 @@ from raydistill.dataset import ledger
 from tests.teacher import hash_teacher
 ledger.COMPACT_ROWS = 40  # so that objects are joined while rows are asked
 config = CreateDataConfig.model_validate_json(sys.argv[1])
-ray.init(num_cpus=8, object_store_memory=100 * 2**20, include_dashboard=False,
+ray.init(address="local", num_cpus=8, object_store_memory=100 * 2**20, include_dashboard=False,
          runtime_env={"env_vars": {"PYTHONPATH": sys.argv[3]}})
 handle = hash_teacher.start(config.teacher_model, sys.argv[2], delay_seconds=0.2)
 create_data.run(config, handle, on_progress=lambda _: None)
