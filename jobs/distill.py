@@ -86,7 +86,7 @@ class Clock:
 def read_settings(argv: Sequence[str]) -> Settings:
     """Return the settings of a command line; every fault is reported at once, and nothing heavy is imported."""
     classes: dict[str, Any] = {item.name: item.type for item in dataclasses.fields(Settings) if item.name != "task"}
-    if not any("=" not in argument for argument in argv):
+    if all("=" in argument for argument in argv):
         raise ConfigError(
             "distill needs a task file: python -m jobs.distill jobs/configs/triage.toml [table.key=value]"
         )

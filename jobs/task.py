@@ -7,6 +7,7 @@ from typing import Any
 
 import pydantic
 
+from jobs.key_help import describe_command
 from raydistill.core import config as configuration
 from raydistill.core.config import COMMAND_LINE, Section
 from raydistill.core.errors import ConfigError
@@ -52,9 +53,14 @@ def load(
         tables: the class of each table that this job reads; other known tables of the file are left alone.
         job: the table that bare keys belong to ("train"), or None where every key is `table.key`.
 
+    With --help among the arguments it prints every key of these tables and ends the process.
+
     Raises:
         ConfigError: lists every unknown table and key, missing key, wrong type and value out of range.
     """
+    if configuration.HELP & set(argv):
+        print(describe_command({**({"task": TaskConfig} if job is None else {}), **tables}, job))
+        raise SystemExit(0)
     path, arguments = configuration.parse_arguments(argv)
     values, sources, faults = _merge(path, arguments, tables, job)
     if values["task"] or job is None:
@@ -74,6 +80,8 @@ def add_example(argv: Sequence[str]) -> list[str]:
 
     With one of the two given there is no default for the other: it would be answers to somebody else's questions.
     """
+    if configuration.HELP & set(argv):
+        return list(argv)
     path, given = configuration.parse_arguments(argv)
     keys = {key.rpartition(".")[2] for key in given}
     if path is not None or keys & set(_PATHS):

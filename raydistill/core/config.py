@@ -2,9 +2,11 @@
 
 import datetime
 import difflib
+import json
 import tomllib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ import pydantic
 from raydistill.core.errors import ConfigError
 
 COMMAND_LINE = "command line"
+HELP = frozenset({"--help", "-h"})
 
 
 class Section(pydantic.BaseModel):
@@ -74,7 +77,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
                 faults.append(f"{argument}: a second file after {path}; give one")
             path = argument
         elif not equals or not all(key.split(".")) or key != key.strip():
-            faults.append(f"{argument!r}: allowed are one FILE.toml and arguments of the form key=value")
+            faults.append(f"{argument!r}: allowed are one FILE.toml, arguments of the form key=value, and --help")
         elif key.startswith("-"):
             faults.append(f"{argument!r}: write {key.lstrip('-').replace('-', '_')}=... without dashes")
         elif key in values:
@@ -193,6 +196,47 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """Return ", did you mean X?" for the nearest known name, or "" where none is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a user may say of one key.
+
+    Attributes:
+        name: with its table's, where it is in a table of the section.
+        allowed: values, in words.
+        default: as it would be written in TOML; None where it must be given, "" where leaving it out means nothing.
+        meaning: the field's docstring.
+    """
+
+    name: str
+    allowed: str
+    default: str | None
+    meaning: str
+
+
+def describe_keys(model: type[pydantic.BaseModel], prefix: str = "") -> Iterator[Key]:
+    """Yield every key of a section, those of the tables in it after their own."""
+    schema = model.model_json_schema()
+    for name, field in model.model_fields.items():
+        allowed = _describe(schema, _resolve(schema, schema, [name]))
+        meaning = " ".join((field.description or "").split())
+        tables = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, Section)]
+        if tables:
+            yield Key(prefix + name, allowed, "", meaning)
+            yield from describe_keys(tables[0], f"{prefix}{name}.")
+            continue
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        yield Key(prefix + name, allowed, None if field.is_required() else _write(default), meaning)
+
+
+def _write(default: Any) -> str:
+    """Return a default as TOML, "" for None and for what is empty."""
+    if default is None or default in ([], {}, ""):
+        return ""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return json.dumps(default, default=str) if isinstance(default, (str, list, tuple)) else str(default)
 
 
 def _resolve(root: dict[str, Any], schema: dict[str, Any], location: Sequence[str]) -> dict[str, Any]:
