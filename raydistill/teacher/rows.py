@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from raydistill.core import storage
 from raydistill.core.answers import REQUEST_SCHEMA, answer_id
 from raydistill.core.errors import ConfigError
-from raydistill.core.idset import contains, find_positions, pack_ids, unpack_ids
+from raydistill.core.idset import ID_TYPE, contains, find_positions, pack_ids, unpack_ids
 from raydistill.core.prompts import Prompt, teacher_messages
 from raydistill.core.records import Message, Query
 from raydistill.core.uris import join
@@ -52,12 +52,18 @@ class Choice:
 
     def row_ids(self) -> np.ndarray:
         """Return the packed ids of all (query, sample) pairs."""
-        pairs = zip(unpack_ids(self.ids), self.num_samples.tolist(), strict=True)
-        return pack_ids(
-            answer_id(query, self.fingerprint, sample_index)
-            for query, num_samples in pairs
-            for sample_index in range(num_samples)
-        )
+        row_ids, end = np.empty(self.num_rows, dtype=ID_TYPE), 0
+        for start in range(0, len(self.ids), BATCH_ROWS):  # ids as texts take ten times the memory
+            part = slice(start, start + BATCH_ROWS)
+            pairs = zip(unpack_ids(self.ids[part]), self.num_samples[part].tolist(), strict=True)
+            packed = pack_ids(
+                answer_id(query, self.fingerprint, sample_index)
+                for query, num_samples in pairs
+                for sample_index in range(num_samples)
+            )
+            row_ids[end : end + len(packed)] = packed
+            end += len(packed)
+        return row_ids
 
 
 def check_count(num_queries: int, num_examples: int, num_samples: int) -> None:

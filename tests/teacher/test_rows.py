@@ -1,5 +1,6 @@
 """Which rows are asked: any choice is a prefix of a larger one, and what is done is left out."""
 
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -45,6 +46,19 @@ def test_rows_are_the_chosen_ones_that_are_not_done_each_once(num_queries, num_s
     assert len(found) == number - len(done)
     assert {row["id"] for row in found} == {answer_id(row["query_id"], "f", row["sample_index"]) for row in found}
     assert not set(pack_ids(row["id"] for row in found).tolist()) & set(done.tolist())
+
+
+def test_ids_of_rows_are_made_in_little_memory():
+    ids = np.unique(np.frombuffer(np.random.default_rng(0).bytes(16 * 60_000), dtype="S16"))
+    choice = choose_rows(ids, 100_000, 2, seed=0, fingerprint="f")
+    tracemalloc.start()
+    try:
+        row_ids = choice.row_ids()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(np.unique(row_ids)) == 100_000
+    assert peak < 60 * 100_000, "as texts they take 230 bytes a row"
 
 
 def test_another_seed_is_another_order():
