@@ -80,7 +80,7 @@ def run(
     start_http(cluster)
     from raydistill.teacher import app
 
-    application = name_application("teacher", cluster)
+    application = name_application("teacher", cluster, plan.folder)
     with show_stage("teacher: starting"):
         own_handle = app.start(config.teacher_model, engine, application)
     try:
@@ -113,7 +113,7 @@ def _create(
     from jobs.watching import Asker
     from raydistill.dataset.appending import OpenLedger
 
-    if plan.num_short:
+    while plan.num_short:  # again where one that was written turns out to resemble another
         keep_prompt(plan.prompt, join(plan.folder, "prompts"))
         open_dataset(plan.folder, read_standing(plan, config.retry_failed).manifest)
         with show_stage(f"teacher: writing {plan.num_short} queries"):

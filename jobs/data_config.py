@@ -61,6 +61,7 @@ class CreateDataConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Of the order of the rows and of the sampling of each."""
     renderer: Literal["chat", "raw"] = "chat"
+    """By the teacher's chat template, or, for a base model, as plain text: then P is a user template."""
     concurrency: int = Field(default=32, ge=1)
     """Rows at a replica of the teacher at a time."""
     rows_per_call: int = Field(default=1, ge=1)
@@ -105,6 +106,8 @@ class CreateDataConfig(Section):
             raise ValueError("max_cost needs prices: write a table [create_data.prices] with input and output")
         if self.queries is None and not self.expand.enabled:
             raise ValueError("queries is missing; without any, set expand.enabled=true, and the teacher writes them")
+        if self.renderer == "raw" and self.expand.enabled:
+            raise ValueError("expand asks the teacher in several messages, and renderer=raw shows it one: take chat")
         threshold = self.expand.near_threshold
         if self.expand.enabled and self.near_duplicates is not None and self.near_duplicates < threshold:
             raise ValueError(

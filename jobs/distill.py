@@ -119,7 +119,7 @@ def run(settings: Settings) -> dict[str, Any]:
         version = train.run(settings.train, cluster=settings.cluster)
     with clock.stage("serve"):
         student = student_to_measure(settings.student)
-        url = student.url or start_student(settings.task, student, settings.cluster, base_url)
+        url = student.url or start_student(settings.task, student, settings.cluster, base_url, "distill")
         move_alias(settings.models_uri, "candidate", version.label)
         wait_for_version(url, f"{settings.task.name}/candidate", version)
     facts = {"counts": _counts(manifest), "seconds": clock.seconds}
@@ -163,6 +163,7 @@ def _check_input(settings: Settings) -> Queries:
 
     queries = Queries(given=lambda: iter_side(False), apart=lambda: iter_side(True))
     plan = data_plan.make_plan(settings.create_data, queries)
+    data_plan.check_length(plan, settings.create_data, settings.teacher)
     student = train.check_model(settings.train)
     check_loss(settings.train, student, plan.draft.teacher, settings.create_data.top_logprobs is not None)
     return queries
@@ -202,7 +203,7 @@ def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[M
     from raydistill.teacher import app
 
     with clock.stage("teacher_start"), show_stage("teacher: starting"):
-        application = name_application("teacher", settings.cluster)
+        application = name_application("teacher", settings.cluster, absolute(settings.create_data.output_file))
         handle = app.start(settings.create_data.teacher_model, settings.teacher, application)
     try:
         with clock.stage("create_data"):
@@ -235,7 +236,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         report = run(settings)
     finally:
-        stop_student(settings.cluster)
+        stop_student(settings.task, settings.cluster, "distill")
         disconnect(settings.cluster)
     evaluate.show(report, settings.task)
 

@@ -30,7 +30,7 @@ def write_queries(plan: Plan, config: CreateDataConfig, teacher: Teacher, querie
         queries: those that are given, which are shown to it, and those that may not be resembled.
 
     Raises:
-        ConfigError: nothing new comes any more, and there are not enough.
+        QualityError: nothing new comes any more, and there are not enough.
         ConflictError: another create_data is writing to this dataset.
     """
     uri = join(plan.folder, EXPANDED)

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from jobs.places import Place, check_shared
 from raydistill.core.config import Section
 from raydistill.core.errors import BAD_INPUT, CapacityError, RaydistillError
+from raydistill.core.records import digest
 
 IDLE_WORKERS = 1  # that a local cluster keeps
 
@@ -129,16 +130,18 @@ def is_own_cluster(config: ClusterConfig) -> bool:
     return not (config.address or os.environ.get("RAY_ADDRESS"))
 
 
-def name_application(role: str, config: ClusterConfig) -> tuple[str, str]:
+def name_application(role: str, config: ClusterConfig, purpose: str) -> tuple[str, str]:
     """Return (name, route prefix) of a job's own application: on a shared cluster other jobs have theirs.
+
+    The same command again gives the same name, so that what a killed one left there is replaced and not joined by a
+    second one.
 
     Args:
         role: "teacher" or "student".
         config: which cluster the job runs on.
+        purpose: what only this job writes, like its dataset's folder.
     """
-    import ray
-
-    name = role if is_own_cluster(config) else f"{role}-{ray.get_runtime_context().get_job_id()}"
+    name = role if is_own_cluster(config) else f"{role}-{digest([role, purpose])[:12]}"
     return name, "/" if name == "student" else f"/{name}"
 
 

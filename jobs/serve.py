@@ -28,6 +28,7 @@ from raydistill.core.errors import ConfigError, ServiceError
 from raydistill.core.keys import read_key
 from raydistill.core.preflight import check_storage
 from raydistill.core.records import Version
+from raydistill.core.uris import absolute
 from raydistill.engine.config import EngineConfig
 
 WAIT_SECONDS = 120
@@ -42,7 +43,9 @@ class StudentTable(EngineConfig):
     """How often a replica looks where the aliases point."""
 
 
-def start_student(task_config: task.TaskConfig, table: StudentTable, cluster: ClusterConfig, base_url: str) -> str:
+def start_student(
+    task_config: task.TaskConfig, table: StudentTable, cluster: ClusterConfig, base_url: str, job: str
+) -> str:
     """Start the student's application for a task and return its URL.
 
     Args:
@@ -50,26 +53,31 @@ def start_student(task_config: task.TaskConfig, table: StudentTable, cluster: Cl
         table: the engine's settings.
         cluster: the connected one.
         base_url: of its Serve front.
+        job: "serve" or "distill": each has a student of its own.
     """
     from raydistill.serving import app
 
     engine = EngineConfig.model_validate(table.model_dump(exclude={"url", "poll_seconds"}))
     if engine.adapter_mode == "merged" and engine.merged_alias is None:
         engine = engine.model_copy(update={"merged_alias": f"{task_config.name}/final"})
-    application = name_application("student", cluster)
+    application = _name_student(task_config, cluster, job)
     with show_stage("student: starting"):
         app.start(task_config.student_model, task_config.storage, engine, table.poll_seconds, application)
     return f"{base_url}{application[1]}".rstrip("/")
 
 
-def stop_student(cluster: ClusterConfig) -> None:
+def _name_student(task_config: task.TaskConfig, cluster: ClusterConfig, job: str) -> tuple[str, str]:
+    return name_application("student", cluster, f"{job} {task_config.name} {absolute(task_config.storage)}")
+
+
+def stop_student(task_config: task.TaskConfig, cluster: ClusterConfig, job: str) -> None:
     """Stop what `start_student` left on a shared cluster, if anything; `disconnect` ends a job's own cluster whole."""
     import ray
     from ray import serve
 
     if is_own_cluster(cluster) or not ray.is_initialized():
         return
-    name = name_application("student", cluster)[0]
+    name = _name_student(task_config, cluster, job)[0]
     if name in serve.status().applications:  # empty where Serve does not run: then nothing was started
         serve.delete(name)
 
@@ -157,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
         places = [("task.storage", found.storage), *model_places("student_model", found.student_model)]
         require_shared(places, cluster)
         require("serve", cpus=2 * student.max_replicas + 1, gpus=student.count_gpus(), cluster=cluster)
-        url = start_student(found, student, cluster, start_http(cluster))
+        url = start_student(found, student, cluster, start_http(cluster), "serve")
         status = read_status(url)
         for alias, exact in status["aliases"].items():
             print(f"{alias} -> {exact}")
@@ -169,7 +177,7 @@ def main(argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print("stopping")
     finally:
-        stop_student(cluster)
+        stop_student(found, cluster, "serve")
         disconnect(cluster)
 
 

@@ -52,8 +52,9 @@ class QualityConfig(Section):
     must_not_match: list[str] = Field(default_factory=list)
     """Expressions, none of which is found in any answer that is kept."""
     json_schema: str | dict[str, Any] | None = None
-    """A JSON schema (a table, or the path of a .json file): an answer is JSON and nothing else, and valid by it.
-    An empty table asks for any JSON. A key that stands twice, NaN and Infinity are no JSON; `format` is not checked."""
+    """A JSON schema (a table, its JSON text, or the path of a .json file): an answer is JSON and nothing else, and
+    valid by it. An empty table asks for any JSON. A key that stands twice, NaN and Infinity are no JSON; `format` is
+    not checked."""
     min_tokens: int = Field(default=0, ge=0)
     """Of an answer at least, the token that ends it counted."""
     max_tokens: int | None = Field(default=None, ge=1)
@@ -80,6 +81,11 @@ class QualityConfig(Section):
     @field_validator("json_schema")
     @classmethod
     def _schema_is_one(cls, schema: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if isinstance(schema, str) and schema.lstrip().startswith("{"):  # as one writes it on a command line
+            try:
+                schema = json.loads(schema)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"this is no JSON ({error})") from error
         if isinstance(schema, dict):
             check_schema(schema)
         return schema

@@ -24,7 +24,8 @@ class AutoscalingConfig(Section):
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "AutoscalingConfig":
-        if not self.min_replicas <= (self.initial_replicas or self.min_replicas) <= self.max_replicas:
+        initial = self.min_replicas if self.initial_replicas is None else self.initial_replicas
+        if not self.min_replicas <= initial <= self.max_replicas:
             raise ValueError("min_replicas <= initial_replicas <= max_replicas must hold")
         return self
 

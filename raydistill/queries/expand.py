@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from raydistill.core.errors import ConfigError
+from raydistill.core.errors import QualityError
 from raydistill.core.prompts import Prompt
 from raydistill.core.records import Query, canonical_json
 from raydistill.queries.config import ExpansionConfig
@@ -109,7 +109,7 @@ def expand_queries(
         others: queries that new ones must not resemble either, and that are never shown: the held-out ones.
 
     Raises:
-        ConfigError: expansion has stalled, or came to max_rounds, before there were enough.
+        QualityError: expansion has stalled, or came to max_rounds, before there were enough.
     """
     config = expansion.config
     num_written = len(written)
@@ -128,12 +128,12 @@ def expand_queries(
             return
         idle_rounds = 0 if found.kept else idle_rounds + 1
         if idle_rounds == config.idle_rounds:
-            raise ConfigError(
+            raise QualityError(
                 f"expand: {num_wanted} more queries are needed, the teacher wrote {num_written} that are new, and the "
                 f"last {idle_rounds} rounds brought none ({_describe(found)}). Give queries, lower num_examples, raise "
                 "expand.temperature or expand.near_threshold, or take a larger teacher."
             )
-    raise ConfigError(
+    raise QualityError(
         f"expand: {num_wanted} more queries are needed, and the teacher wrote {num_written} that are new in the "
         f"expand.max_rounds={config.max_rounds} rounds. Give queries, lower num_examples or raise expand.max_rounds."
     )

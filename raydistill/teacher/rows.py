@@ -19,7 +19,7 @@ from raydistill.core import storage
 from raydistill.core.answers import REQUEST_SCHEMA, answer_id
 from raydistill.core.errors import ConfigError
 from raydistill.core.idset import ID_TYPE, contains, find_positions, pack_ids, unpack_ids
-from raydistill.core.prompts import Prompt, teacher_messages
+from raydistill.core.prompts import QUERY_SLOT, Prompt, teacher_messages
 from raydistill.core.records import Message, Query
 from raydistill.core.uris import join
 from raydistill.renderers import Renderer
@@ -111,9 +111,16 @@ def render_messages(messages: list[Message], prompt: Prompt, renderer: Renderer)
     """Return the token ids that the teacher sees: P, the query and the opening of the assistant's turn.
 
     Raises:
-        ConfigError: the chat template refuses these messages.
+        ConfigError: the chat template refuses these messages, or the renderer would leave P or the history out.
     """
-    return renderer.build_generation_prompt(teacher_messages(prompt, messages)).to_ints()
+    shown = teacher_messages(prompt, messages)
+    if renderer.name == "raw" and len(shown) > 1:
+        raise ConfigError(
+            "create_data.renderer: raw shows the teacher one message, a user's, and with P and the history it would be "
+            f"{len(shown)}. Choose renderer=chat, or write P as a user template with {QUERY_SLOT} and give queries of "
+            "one message."
+        )
+    return renderer.build_generation_prompt(shown).to_ints()
 
 
 def find_rows(queries: Iterable[Query], choice: Choice, done: np.ndarray) -> Iterator[dict[str, Any]]:

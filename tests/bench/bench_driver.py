@@ -69,7 +69,7 @@ def _measure(num_rows: int) -> dict[str, Any]:
         folder = Path(name)
         model_dir = make_tiny_model(folder / "model")
         _write_queries(folder / "queries.jsonl", num_rows + 1)
-        (folder / "prompt.md").write_text("Be brief. " * 50)
+        (folder / "prompt.md").write_text("Be brief. " * 50 + "{query}")
         cluster = ClusterConfig.model_validate({"num_cpus": CPUS, "object_store_mib": 300})
         connect(cluster)
         handle = start()

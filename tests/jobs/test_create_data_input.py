@@ -74,6 +74,9 @@ def test_bad_queries_are_told_before_anything_starts(
         ("quality.json_schema=SCHEMA", r"quality\.json_schema: \S*schema.json: no JSON schema: \$\.type: 'nonsense'"),
         ("quality.json_schema=missing.json", "quality.json_schema: missing.json cannot be read"),
         ('quality.must_match=["("]', "no regular expression"),
+        ('quality.json_schema={"type": "nonsense"}', r"no JSON schema: \$\.type: 'nonsense'"),
+        ('quality.json_schema={"type": ', "this is no JSON"),
+        ("renderer=raw", r"raw shows the teacher one message.* it would be 2.*template with \{query\}"),
         ("queries=CSV", 'there is no column "text" or "messages"; the columns are question, n'),
     ],
 )

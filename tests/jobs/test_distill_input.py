@@ -33,6 +33,7 @@ def test_all_faults_are_told_at_once_with_status_2_and_nothing_written(task_file
         ("task.prompt=nowhere.md", ConfigError, "nowhere.md"),
         ("task.teacher_model=./no-such-folder", NotFoundError, "no-such-folder"),
         ("task.student_model=./no-such-folder", NotFoundError, "no-such-folder"),
+        ("teacher.max_model_len=32", ConfigError, r"teacher\.max_model_len: P and the shortest query take"),
         ("train.output_dir=elsewhere/tiny", ConfigError, "output_dir"),
     ],
 )

@@ -1,19 +1,24 @@
-"""A job on a cluster that others use too leaves nothing of its own there, and hides no error when it ends early."""
+"""A job on a cluster that others use too leaves nothing of its own there, and hides no error when it ends early.
+
+What a killed one leaves has the name that the same command again gives its own, and goes first.
+"""
 
 from tests.processes import run_code
 
 CODE = """
-import ray
 from jobs.runtime import ClusterConfig, connect, name_application
 from jobs.serve import stop_student
+from jobs.task import TaskConfig
 
 own = ClusterConfig.model_validate({"num_cpus": 4, "object_store_mib": 80})
 connect(own)
 shared = own.model_copy(update={"address": "somewhere"})
-job = ray.get_runtime_context().get_job_id()
-assert name_application("student", own) == ("student", "/")
-assert name_application("teacher", shared) == (f"teacher-{job}", f"/teacher-{job}")
-stop_student(shared)  # Serve does not run: nothing was started
+assert name_application("student", own, "a") == ("student", "/")
+name, route = name_application("teacher", shared, "a")
+assert name.startswith("teacher-") and route == f"/{name}"
+assert name_application("teacher", shared, "a")[0] == name != name_application("teacher", shared, "b")[0]
+task = TaskConfig(name="t", prompt="p", queries="q", teacher_model="m", student_model="m")
+stop_student(task, shared, "serve")  # Serve does not run: nothing was started
 print("fine")
 """
 

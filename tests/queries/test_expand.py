@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydistill.core.errors import ConfigError
+from raydistill.core.errors import QualityError
 from raydistill.core.prompts import Prompt
 from raydistill.core.records import Query
 from raydistill.queries.config import ExpansionConfig
@@ -150,12 +150,12 @@ def test_expand_queries_never_brings_back_what_is_held_out() -> None:
 
 
 def test_expand_queries_that_stalls_says_both_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"100 more queries are needed, the teacher wrote 2 that are new.*2 rounds"):
+    with pytest.raises(QualityError, match=r"100 more queries are needed, the teacher wrote 2 that are new.*2 rounds"):
         expand(Teacher(num_texts=1), [], 100, idle_rounds=2)
-    with pytest.raises(ConfigError, match=r"100 more queries .* wrote 0 .*20 unparsable"):
+    with pytest.raises(QualityError, match=r"100 more queries .* wrote 0 .*20 unparsable"):
         silent = Teacher()
         silent.ask = lambda requests: [Reply("")] * len(requests)  # type: ignore[method-assign]
         config = ExpansionConfig(requests_per_round=20, queries_per_request=1)
         list(expand_queries(Expansion(P, GIVEN, 0, config), [], 100, silent.ask))
-    with pytest.raises(ConfigError, match=r"1000 more queries are needed.*expand\.max_rounds=2"):
+    with pytest.raises(QualityError, match=r"1000 more queries are needed.*expand\.max_rounds=2"):
         expand(Teacher(), [], 1000, max_rounds=2)

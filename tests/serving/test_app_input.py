@@ -31,7 +31,7 @@ def test_serve_merges_the_tasks_own_final_unless_told(monkeypatch):
     task = TaskConfig(name="triage", prompt="p.md", queries="q.jsonl", teacher_model="m", student_model="m")
     for settings in ({"adapter_mode": "merged"}, {"adapter_mode": "merged", "merged_alias": "triage/next"}, {}):
         table = StudentTable.model_validate(settings)
-        serve.start_student(task, table, ClusterConfig.model_validate({}), "http://127.0.0.1:1")
+        serve.start_student(task, table, ClusterConfig.model_validate({}), "http://127.0.0.1:1", "serve")
     assert [arguments[2].merged_alias for arguments in started] == ["triage/final", "triage/next", None]
 
 

@@ -74,7 +74,7 @@ def test_create_data_again_asks_nothing_and_failed_rows_only_when_told(desk: Des
 
 @pytest.mark.parametrize(
     "changes",
-    [{"temperature": 1.0}, {"max_tokens": 41}, {"seed": 1}, {"top_p": 0.5}, {"renderer": "raw"}, {"prompt": "p"}],
+    [{"temperature": 1.0}, {"max_tokens": 41}, {"seed": 1}, {"top_p": 0.5}, {"prompt": "p"}],
 )
 def test_create_data_refuses_another_fingerprint(desk: Desk, teacher: Any, changes: dict[str, Any]) -> None:
     handle, log = teacher
