@@ -49,6 +49,7 @@ test: setup  ## unit tests and one end-to-end test over the real parts
 
 soak: setup  ## hours: SEEDS runs of create_data in which everything dies once, hundreds of wrong versions and of swaps
 	$(LOCK) $(BIN)/python -m tests.chaos.soak --seeds $(SEEDS)
+	$(LOCK) $(BIN)/python -m tests.chaos.soak --seeds 3 --teacher vllm --results soak-vllm.json
 	RAYDISTILL_MUTANTS=820 $(BIN)/python -m pytest tests/registry/test_mutants.py
 	RAYDISTILL_SWAP_SEEDS=100 $(BIN)/python -m pytest tests/serving/test_swaps.py
 	RAYDISTILL_MIXED_BATCHES=1000 $(LOCK) $(BIN)/python -m pytest tests/engine/test_engine_lora.py

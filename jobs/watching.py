@@ -140,7 +140,9 @@ class Watch:
         if self._asker.teacher.max_replicas == 1 or time.monotonic() - self._last_count < COUNT_SECONDS:
             return
         self._last_count = time.monotonic()
-        self._tally.count_replicas.remote(count_replicas(self._asker.teacher.handle))
+        number = count_replicas(self._asker.teacher.handle)
+        if number is not None:
+            self._tally.count_replicas.remote(number)
 
     def _take(self, commits: list[Commit], ended: list[str]) -> None:
         asker, first = self._asker, self._first

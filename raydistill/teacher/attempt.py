@@ -187,8 +187,11 @@ def failed_result(
     )
 
 
-def count_replicas(handle: DeploymentHandle) -> int:
-    """Return how many replicas of a teacher are running; 1 where Serve does not say."""
-    application = serve.status().applications.get(handle.app_name)
+def count_replicas(handle: DeploymentHandle) -> int | None:
+    """Return how many replicas of a teacher are running; None where Serve does not say, as while it is recovering."""
+    try:
+        application = serve.status().applications.get(handle.app_name)
+    except (RayError, RayServeException):
+        return None
     deployment = application.deployments.get(handle.deployment_name) if application else None
-    return deployment.replica_states.get(ReplicaState.RUNNING, 0) if deployment else 1
+    return deployment.replica_states.get(ReplicaState.RUNNING, 0) if deployment else None

@@ -55,12 +55,16 @@ class Arena:
         """Run the command, for the first time or again."""
         assert self.config is not None
         arguments = [self.config.model_dump_json(), self.teacher, str(self._log)]
-        store = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.gate.port}"}
         with (self.folder / "driver.log").open("ab") as output:
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.driver", *arguments],
                 cwd=ROOT,
-                env={**os.environ, **store, "RAY_ADDRESS": str(self.cluster.address), "PYTHONPATH": str(ROOT)},
+                env={
+                    **os.environ,
+                    **_endpoint(self.gate),
+                    "RAY_ADDRESS": str(self.cluster.address),
+                    "PYTHONPATH": str(ROOT),
+                },
                 stdout=output,
                 stderr=output,
             )
@@ -83,41 +87,45 @@ class Arena:
     def _count_lines(self) -> int:
         return self._log.read_bytes().count(b"\n") if self._log.exists() else 0
 
-    # The faults.
+    # The faults: each says whether there was something to strike.
 
-    def kill_driver(self) -> None:
+    def kill_driver(self) -> bool:
         """Kill the driver."""
         assert self.driver is not None
         self.driver.kill()
         self.driver.wait()
+        return True
 
-    def kill_worker(self) -> None:
+    def kill_worker(self) -> bool:
         """Kill one of the actors that ask."""
-        _kill_one(self._processes("MapWorker(MapBatches(AskTeacher))"))
+        return _kill_one(self._processes("MapWorker(MapBatches(AskTeacher))"))
 
-    def kill_replica(self) -> None:
+    def kill_replica(self) -> bool:
         """Kill one of the teacher's replicas."""
-        _kill_one(self._processes(f"ServeReplica:{self.teacher}:engine"))
+        return _kill_one(self._processes(f"ServeReplica:{self.teacher}:engine"))
 
-    def kill_engine(self) -> None:
+    def kill_engine(self) -> bool:
         """Kill the process in which vLLM computes, below a replica that lives."""
-        _kill_one(self._processes("EngineCore"))
+        return _kill_one(self._processes("EngineCore"))
 
-    def kill_node(self) -> None:
+    def kill_node(self) -> bool:
         """Kill the second node with all that is on it; another one takes its place."""
         for node in list(self.cluster.worker_nodes):
             self.cluster.remove_node(node, allow_graceful=False)
-        self.cluster.add_node(num_cpus=6, object_store_memory=MEMORY)
+        _add_node(self.cluster, self.gate)
+        return True
 
-    def kill_control_store(self) -> None:
+    def kill_control_store(self) -> bool:
         """Kill Ray's control store, and start it again with what it kept."""
         head: Any = self.cluster.head_node
         head.kill_gcs_server()
         head.start_gcs_server()
+        return True
 
-    def shut_store(self) -> None:
+    def shut_store(self) -> bool:
         """Have the object store be away for a while."""
         self.gate.shut(self.away_seconds)
+        return True
 
     def _processes(self, name: str) -> list[int]:
         """Return the ids of this cluster's worker processes with such a name."""
@@ -126,9 +134,23 @@ class Arena:
         return [pid for raylet in raylets for pid in _descendants(raylet) if name in _command(pid)]
 
 
-def _kill_one(pids: list[int]) -> None:
+def _endpoint(gate: Gate) -> dict[str, str]:
+    """Return what makes a process reach the object store through the gate; this one, with the reader, goes past it."""
+    return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{gate.port}"}
+
+
+def _add_node(cluster: Cluster, gate: Gate) -> None:
+    """Add a node, whose workers inherit its environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _endpoint(gate).items():
+            patch.setenv(name, value)
+        cluster.add_node(num_cpus=6, object_store_memory=MEMORY, include_dashboard=False)
+
+
+def _kill_one(pids: list[int]) -> bool:
     if pids:
         os.kill(min(pids), signal.SIGKILL)
+    return bool(pids)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -173,16 +195,16 @@ def open_arena(folder: Path, teacher: str = "hash", away_seconds: float = 5) -> 
             patch.setenv(f"RAY_{name}", value)
         store.mkdir(parents=True)
         port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
-        head = {"num_cpus": 6, "object_store_memory": MEMORY, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        try:
-            cluster.add_node(num_cpus=6, object_store_memory=MEMORY)
-            with open_gate(port) as gate:
+        cluster = Cluster()
+        with open_gate(port) as gate:
+            try:
+                _add_node(cluster, gate)  # the head
+                _add_node(cluster, gate)
                 arena = Arena(cluster, gate, bucket, folder, teacher, away_seconds)
                 try:
                     yield arena
                 finally:
                     if arena.driver is not None and arena.driver.poll() is None:
                         arena.kill_driver()
-        finally:
-            cluster.shutdown()
+            finally:
+                cluster.shutdown()

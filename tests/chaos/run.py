@@ -54,6 +54,8 @@ def run(arena: Arena, model_dir: str, seed: int, kinds: tuple[str, ...] = KINDS,
     with reading(config.output_file) as reader:
         struck = _strike(arena, list(zip(order, moments, strict=True)))
     wrong = [*reader.faults, *_check(arena)]
+    if late := set(kinds) - {kind for kind, num_asked in struck.faults if num_asked < num_rows}:
+        wrong.append(f"not struck before the last row: {sorted(late)}")
     if reader.num_looks < 10:
         wrong.append(f"the reader looked {reader.num_looks} times only")
     spare = arena.num_asked() - num_rows
@@ -81,7 +83,7 @@ def _configure(arena: Arena, model_dir: str, seed: int, num_rows: int) -> Create
             "prompt": str(folder / "prompt.md"),
             "max_tokens": 40,
             "commit_rows": 16,
-            "concurrency": 8,
+            "concurrency": 4,  # at each of two replicas
             "num_actors": 2,
             "max_attempts": 6,
             "timeout_seconds": 30,
@@ -124,9 +126,10 @@ def _strike(arena: Arena, plan: list[tuple[str, int]], timeout_seconds: float = 
             arena.start_driver()
             struck.num_starts += 1
         if plan and arena.num_asked() >= plan[0][1]:
-            kind, _ = plan.pop(0)
-            struck.faults.append((kind, arena.num_asked()))
-            faults[kind]()
+            kind, num_asked = plan[0][0], arena.num_asked()
+            if faults[kind]():  # else nothing of that kind runs just now, and it is tried again
+                struck.faults.append((kind, num_asked))
+                del plan[0]
         if time.monotonic() > deadline:
             log = (arena.folder / "driver.log").read_text(errors="replace")[-3000:]
             raise TimeoutError(f"after {timeout_seconds:g} s it is not done; struck: {struck.faults}\n{log}")
