@@ -3,15 +3,19 @@
 Queries choose its faults by words in the prompt: "TRUNCATE" never ends, "EMPTY" ends at once, "FAIL" is always
 refused, "FLAKY" the first time, "LATER" the first five times; the first time "RAISE" is an exception, "SLOW" takes a
 minute, and "CRASH" kills the replica. Where one replica is sick, it does the same with "SICK-FLAKY", "SICK-RAISE" and
-"SICK-SLOW" every time, and the others never do. Asked for a grade, it gives one from 1 to 9, or none.
+"SICK-SLOW" every time, and the others never do. Asked for a grade, it gives one from 1 to 9, or none. "TELL" has the
+whole request written beside the log.
 """
 
 import asyncio
+import dataclasses
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -46,6 +50,9 @@ class HashTeacher:
     async def _answer(self, row: TokenRequest) -> TokenResult:
         text = self._tokenizer.decode(row.tokens)
         asked = self._count(text)
+        if "TELL" in text:
+            with self._log.with_suffix(".told").open("a") as told:
+                told.write(json.dumps(dataclasses.asdict(row)) + "\n")
         await asyncio.sleep(self._delay_seconds)
         if "CRASH" in text and not asked:
             os._exit(1)
@@ -65,7 +72,14 @@ class HashTeacher:
             body = (body * row.max_tokens)[: row.max_tokens]
             return TokenResult(body, [0.0] * len(body), "length", Usage(len(row.tokens), 0, len(body)))
         tokens = [*body, row.stop_token_ids[0]]
-        return TokenResult(tokens, [-0.5] * len(tokens), "stop", Usage(len(row.tokens), 3, len(tokens)))
+        result = TokenResult(tokens, [-0.5] * len(tokens), "stop", Usage(len(row.tokens), 3, len(tokens)))
+        return result if row.top_logprobs is None else _add_top(result, row.top_logprobs)
+
+
+def _add_top(result: TokenResult, top: int) -> TokenResult:
+    """Return the result with itself and the ids behind it as the most likely tokens."""
+    ids = np.asarray(result.tokens, dtype=np.int32)[:, None] + np.arange(top, dtype=np.int32)
+    return dataclasses.replace(result, top_ids=ids, top_logprobs=(-0.5 - np.zeros_like(ids)).astype(np.float16))
 
 
 def hash_answer(row: TokenRequest) -> str:
