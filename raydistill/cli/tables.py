@@ -142,7 +142,7 @@ def show_status(document: Document) -> None:
         aliases = replica.get("aliases", {})
         for alias, exact in aliases.items():
             table.add_row(name, Text(alias), Text(exact))
-        if not aliases:
+        if not aliases and not document.get("asleep"):
             table.add_row(name, "none", Text(f"{document['base_model']} (base model)"))
         if replica.get("storage_error"):
             since = f" (since {_time(replica.get('storage_error_since'))})"
@@ -150,7 +150,8 @@ def show_status(document: Document) -> None:
         for label, reason in replica.get("unread", {}).items():
             table.add_row(name, "cannot read", Text(f"{label}: {reason}"))
         reasons |= replica.get("refused", {})
-    _print(table, f"{document['url']}: {document['base_model']} on {len(replicas)} replicas")
+    what = document.get("asleep") or f"{document['base_model']} on {len(replicas)} replicas"
+    _print(table, f"{document['url']}: {what}")
     for label, reason in sorted(reasons.items()):
         refused.add_row(Text(label), Text(reason))
     if reasons:

@@ -111,7 +111,7 @@ class TokenResult:
     model: str = ""
     latency_seconds: float = 0.0
     error: str | None = None
-    error_code: str = ""  # "unknown_model" or "refused": the request's fault, so that its text may be shown
+    error_code: str = ""  # "unknown_model" or "refused": the request's fault, its text may be shown; "unavailable"
     top_ids: "np.ndarray | None" = field(default=None, compare=False)  # arrays have no truth value, so no ==
     top_logprobs: "np.ndarray | None" = field(default=None, compare=False)
     scores: list[list[float]] | None = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,13 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from raydistill.core.errors import EngineLostError, NotFoundError
+from raydistill.core.errors import EngineLostError, NotFoundError, ServiceError
 from raydistill.core.records import TokenRequest, TokenResult
 from raydistill.engine import metrics
-from raydistill.engine.refusals import overloaded, replica_lost, timed_out, unknown_model
+from raydistill.engine.refusals import overloaded, replica_lost, timed_out, unavailable, unknown_model
 from raydistill.engine.routing import AFTER
+
+logger = logging.getLogger(__name__)
 
 LOST = (RayActorError, EngineLostError, DeploymentUnavailableError)  # the replica is gone, or its engine
 TRIES = 2  # a request whose replica died before the first token is asked once more, at another where there is one
@@ -82,7 +85,7 @@ class Front:
         """Return the exact name of the model that would answer now.
 
         Raises:
-            Refusal: 404, naming what is served.
+            Refusal: 404, naming what is served; 503, it cannot be read now.
         """
         return await self.call("resolve_name", model)
 
@@ -118,6 +121,9 @@ class Front:
                     raise replica_lost() from error
                 hint = {AFTER: response.request_id}
                 metrics.count_retry(method)
+            except ServiceError as error:  # a version that is known and cannot be read now
+                logger.warning("%s cannot be answered now: %s", method, _own_words(error))
+                raise unavailable() from error
         raise AssertionError("the last try either returns or raises")
 
     async def stream_chat(self, fields: dict[str, Any]) -> AsyncIterator[Any]:

@@ -5,7 +5,6 @@ Source: the wire protocol of the public `tinker` SDK; one surface for its client
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import json
 import logging
@@ -105,8 +104,10 @@ def decode_session(session_id: str) -> str:
     """
     try:
         text = session_id.removeprefix("ss_")
-        return str(json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))["model"])
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        model = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))["model"]
+        model.encode()  # half a surrogate pair could not be answered
+        return model
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # anybody can forge one
         message = "unknown sampling_session_id: create a sampling session first"
         raise Refusal(404, "unknown_session", message, "sampling_session_id") from error
 

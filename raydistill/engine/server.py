@@ -19,7 +19,7 @@ from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadL
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from raydistill.core.errors import EngineLostError, NotFoundError, VerificationError
+from raydistill.core.errors import EngineLostError, NotFoundError, ServiceError, VerificationError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.engine import counting
 from raydistill.engine.args import find_model_here
@@ -158,12 +158,15 @@ class TokenServer(LLMServer):
 
         Raises:
             VerificationError: the engine refuses it.
+            EngineLostError: the engine has died; the adapter may be a good one.
         """
         engine: Any = self.engine
         models = engine._oai_models  # vLLM's registry, shared with its OpenAI routes
         if name not in models.lora_requests:
             answer = await models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder)))
             if not isinstance(answer, str):
+                if self._client.errored:  # vLLM makes an answer of that too
+                    raise _engine_lost()
                 raise VerificationError(f"the engine refused the adapter: {answer.error.message}")
         return models.lora_requests[name]
 
@@ -210,7 +213,7 @@ class TokenServer(LLMServer):
             raise _engine_lost() from None
         except (VLLMClientError, ValueError, TypeError, LookupError, RuntimeError) as error:
             message = f"{type(error).__name__}: {error}"
-            codes = {NotFoundError: "unknown_model", VLLMClientError: "refused"}
+            codes = {NotFoundError: "unknown_model", VLLMClientError: "refused", ServiceError: "unavailable"}
             return TokenResult(
                 [],
                 [],

@@ -15,7 +15,7 @@ from raydistill.engine.refusals import Refusal, from_engine, read_body
 from raydistill.types import SampledSequence
 
 MAX_IN_FLIGHT_OF_A_CLIENT = 256  # samples; the SDK's own default of 2000 would hold as many connections
-_STATUS_OF_ERROR = {"unknown_model": 404, "refused": 400}
+_STATUS_OF_ERROR = {"unknown_model": 404, "refused": 400, "unavailable": 503}
 
 router = APIRouter(prefix="/api/v1")
 

@@ -67,7 +67,8 @@ class AdapterTable:
                 return
             elif waited > version_patience_seconds:
                 await self.refresh(falls_back=True)
-                return
+                if self._storage_error is None:
+                    return
             await asyncio.sleep(poll_seconds)
 
     async def refresh(self, falls_back: bool = False) -> None:
@@ -147,12 +148,13 @@ class AdapterTable:
             raise NotFoundError(f"{model!r} is not served here. {self._describe()}") from error
         served = self._served.get((name, ref))
         if served is None and not LABEL.fullmatch(ref):
-            raise NotFoundError(f"{model!r} is not served here{self._explain(name, ref)}. {self._describe()}")
+            raise self._explain(model, name, ref)
         label = served.version.label if served else ref
         try:
             return await self._shelf.get((name, label))
         except RefusedError as error:
-            raise NotFoundError(f"{name}/{ref} was refused: {error}") from error
+            # Why, with the places of files, is for those who may see /status and not for every client.
+            raise NotFoundError(f"{name}/{ref} was refused (see /status). {self._describe()}") from error
         except NotFoundError as error:
             raise NotFoundError(f"{model!r} is not served here. {self._describe()}") from error
         except StorageError as error:
@@ -195,14 +197,14 @@ class AdapterTable:
             "storage_error_since": error[1] if error else None,
         }
 
-    def _explain(self, name: str, ref: str) -> str:
-        """Return why an alias that is known means no version, as the end of a sentence."""
+    def _explain(self, model: str, name: str, ref: str) -> NotFoundError | ServiceError:
+        """Return why an alias means no version: it is none, its version was refused, or that cannot be read now."""
         found = self._followed.models.get(name)
         label = found.mapping.get(ref) if found else None
-        if label is None:
-            return ""
-        refusal = self._shelf.refused.get((name, label))
-        return f": {label} was refused" if refusal else f": {label} cannot be read now"
+        if label is not None and (name, label) not in self._shelf.refused:
+            return ServiceError(f"{name}/{ref} is {label}, which cannot be read now; try again.")
+        refused = f": {label} was refused" if label else ""
+        return NotFoundError(f"{model!r} is not served here{refused}. {self._describe()}")
 
     def _describe(self) -> str:
         refused = ", ".join("/".join(key) for key in sorted(self._shelf.refused))

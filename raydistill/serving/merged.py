@@ -43,9 +43,10 @@ class MergedTable(AdapterTable):
             name = ref = ""
         if served is not None and name == self._alias[0] and ref in (self._alias[1], served.version.label):
             return served
-        only = f": this student has only {'/'.join(self._alias)}, merged into its weights"
-        reason = self._explain(name, ref) if (name, ref) == self._alias else only
-        raise NotFoundError(f"{model!r} is not served here{reason}. {self._describe()}")
+        if (name, ref) == self._alias:
+            raise self._explain(model, name, ref)
+        only = f"this student has only {'/'.join(self._alias)}, merged into its weights"
+        raise NotFoundError(f"{model!r} is not served here: {only}. {self._describe()}")
 
     @asynccontextmanager
     async def use(self, model: str) -> AsyncIterator[Loaded]:

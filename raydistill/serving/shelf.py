@@ -50,6 +50,7 @@ class Shelf:
         self.refused: dict[Key, Refusal] = {}
         self._loading: dict[Key, asyncio.Task[None]] = {}
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._evicting = asyncio.Lock()
         self._running: Counter[str] = Counter()  # requests, by engine name
         self._left: list[Path] = []
 
@@ -83,6 +84,8 @@ class Shelf:
         name, label = key
         uri, content = join(self._uri, name), ""
         try:
+            async with self._evicting:  # the same version may be leaving, and the engine knows it by its name
+                pass
             async with self._loads:
                 content = await asyncio.to_thread(find_content, uri, label)
                 self.loaded[key] = await self._gate.admit(uri, label)
@@ -121,6 +124,10 @@ class Shelf:
         Args:
             kept: engine names of versions that stay in any case.
         """
+        async with self._evicting:
+            await self._evict(kept)
+
+    async def _evict(self, kept: Collection[str]) -> None:
         left, self._left = self._left, []
         self._running = +self._running
         idle = [key for key, item in self.loaded.items() if item.engine_name not in {*kept, *self._running}]

@@ -54,7 +54,9 @@ def test_promote_does_not_wait_for_a_student_that_sleeps(folder, run):
     asleep = {"base_model": None, "models": [], "aliases": {}, "replicas": [], "asleep": "no replica runs"}
     with serve_app(Front(asleep).app) as url:
         text = run("promote", "triage", "v0002", "--wait", "--url", url, "--timeout", "5", "--storage", folder)
+        shown = run("status", "--url", url)
     assert "no replica runs, the next one loads it first" in text
+    assert "no replica runs" in shown and "None" not in shown
 
 
 def test_promote_tells_which_replicas_did_not_follow_in_time(folder, run):

@@ -1,5 +1,6 @@
 """Requests that are wrong, each with what it is to be answered: one table for the front alone and for an engine."""
 
+import base64
 import json
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -7,6 +8,14 @@ CHAT = "/v1/chat/completions"
 SAMPLE = "/api/v1/asample"
 HUGE = 10**30
 JSON = {"content-type": "application/json"}
+
+
+def forge(text):
+    return "ss_" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+# Sessions that nobody was given; the last two are no text and deeper than a parser goes.
+FORGED = ["ss_nonsense", forge('{"model": 7}'), forge('["model"]'), forge(r'{"model": "\ud800"}'), forge("[" * 1490)]
 
 
 def chat(**fields):
@@ -116,7 +125,7 @@ def samples(session):
         (sample(session, {"stop": [99999]}), 400, "invalid_value", "sampling_params.stop"),
         (sample(session, {"stop": [""]}), 400, "invalid_value", "sampling_params.stop"),
         (sample(session, {"stop": [5] * 65}), 400, "invalid_value", "sampling_params.stop"),
-        (sample("ss_nonsense"), 404, "unknown_session", "sampling_session_id"),
+        *((sample(forged), 404, "unknown_session", "sampling_session_id") for forged in FORGED),
         ((SAMPLE, {}), 422, "invalid_value", "sampling_session_id"),
         (("/api/v1/create_sampling_session", {"model_path": "tinker://tinny/final"}), 404, "unknown_model", "model"),
         (("/api/v1/retrieve_future", {"request_id": "never:0"}), 410, "lost", "request_id"),

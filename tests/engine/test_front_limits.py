@@ -2,15 +2,16 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from raydistill.core.errors import EngineLostError
+from raydistill.core.errors import EngineLostError, ServiceError
 from raydistill.engine.sampling import encode_session
 from tests.engine.bad_requests import CHAT, SAMPLE, chat, check, sample
-from tests.engine.fake_engine import VERSION, FakeEngine, make_front
+from tests.engine.fake_engine import VERSION, Answer, FakeEngine, make_front
 
 SESSION = encode_session("tiny")
 
@@ -93,6 +94,23 @@ def test_a_sample_that_takes_too_long_fails_and_is_not_asked_again():
         assert (engine.cancelled, front.rows) == (1, 0)
 
     run(engine, test, timeout_seconds=0.2)
+
+
+def test_a_version_that_cannot_be_read_now_is_503_on_the_token_routes_too():
+    away = ServiceError("tiny/v0001 cannot be read now; try again.")
+    engine = FakeEngine(faults=[away])
+    engine.resolve_name = SimpleNamespace(remote=lambda *_, **__: Answer(engine, engine._work()))
+
+    async def test(client, front):
+        session = {"session_id": "s", "sampling_session_seq_id": 0, "model_path": "raydistill://tiny/v0001"}
+        answer = await client.post("/api/v1/create_sampling_session", json=session)
+        check(answer, 503, "version_unavailable", "model")
+        engine.faults = [away]
+        request_id = (await client.post(SAMPLE, json=sample(SESSION)[1])).json()["request_id"]
+        done = await client.post("/api/v1/retrieve_future", json={"request_id": request_id})
+        assert done.json()["code"] == "version_unavailable" and done.json()["category"] == "server"
+
+    run(engine, test)
 
 
 def test_a_cancelled_sample_is_given_up_at_the_replica():

@@ -195,6 +195,36 @@ def test_an_explicit_version_that_cannot_be_read_is_told_apart_from_one_that_is_
     monkeypatch.setattr("raydistill.serving.shelf.find_content", storage_away)
     with pytest.raises(ServiceError, match="cannot be read now"):
         asyncio.run(table.find("triage/v0001"))
+    move_alias(registry.model(), "final", "v0001")
+    asyncio.run(table.refresh())
+    with pytest.raises(ServiceError, match="triage/final is v0001, which cannot be read now"):
+        asyncio.run(table.find("triage"))
+
+
+def test_clients_are_not_told_where_the_files_of_a_refused_version_are(registry, table):
+    registry.publish()
+    registry.damage("v0001")
+    asyncio.run(table.refresh())
+    with pytest.raises(NotFoundError, match=r"triage/v0001 was refused \(see /status\)") as caught:
+        asyncio.run(table.find("triage/v0001"))
+    reason = table.status()["refused"]["triage/v0001"]
+    assert registry.uri in reason and registry.uri not in str(caught.value)
+
+
+def test_a_new_replica_is_not_up_where_the_registry_went_away_while_it_waited(registry, table, monkeypatch):
+    registry.publish()
+    move_alias(registry.model(), "final", "v0001")
+    monkeypatch.setattr("raydistill.serving.shelf.find_content", storage_away)
+    refresh = table.refresh
+
+    async def lose_storage(falls_back=False):
+        if falls_back:
+            monkeypatch.setattr(follow, "find_etags", storage_away)
+        await refresh(falls_back)
+
+    monkeypatch.setattr(table, "refresh", lose_storage)
+    with pytest.raises(StorageError, match="could not be read"):
+        asyncio.run(table.start(0.01, 0.3, 0.05))
 
 
 def test_an_alias_leaves_when_it_is_gone_and_a_deleted_version_is_no_way_back(registry, table, engine):

@@ -1,6 +1,7 @@
 """What is in the engine: loaded once, kept while it is used, taken out with its files, counted."""
 
 import asyncio
+import dataclasses
 
 from raydistill.engine import metrics
 from raydistill.registry import follow
@@ -72,6 +73,28 @@ def test_a_version_that_left_before_a_waiting_request_got_its_turn_is_loaded_aga
 
     asyncio.run(run())
     assert len(engine.loads) == 2
+
+
+def test_a_version_that_is_leaving_is_loaded_again_when_it_has_left(registry, engine, tmp_path):
+    registry.publish()
+
+    async def unload_slowly(name, adapter):
+        await asyncio.sleep(0.1)
+        await engine.unload(name, adapter)
+
+    gate = dataclasses.replace(engine.gate(tmp_path / "cache"), unload=unload_slowly)
+    shelf = Shelf(registry.uri, gate, max_resident=0)
+
+    async def run():
+        first = await shelf.get(("triage", "v0001"))
+        leaving = asyncio.create_task(shelf.evict([]))
+        await asyncio.sleep(0.02)
+        second = await shelf.get(("triage", "v0001"))
+        await leaving
+        assert second.folder != first.folder
+        assert engine.names == {second.engine_name}
+
+    asyncio.run(run())
 
 
 def test_the_engines_own_refusal_leaves_nothing_behind(registry, engine, table, tmp_path):
