@@ -75,10 +75,15 @@ class Front:
             metrics.set_waiting(self.rows)
 
     async def info(self) -> dict[str, Any]:
-        """Return what never changes of the engine: see `TokenServer.info`."""
+        """Return what never changes of the engine: see `TokenServer.info`.
+
+        Raises:
+            Refusal: 429, too many wait for a replica that can tell already; or that of `call`.
+        """
         info = self._info
         if info is None:
-            info = self._info = await self.call("info")
+            with self.admit(1):  # who waits for the first replica takes a place too
+                info = self._info = await self.call("info")
         return info
 
     async def resolve_name(self, model: str) -> str:

@@ -71,6 +71,22 @@ def test_one_sample_too_many_is_429_at_submission_and_the_same_id_takes_no_secon
     run(FakeEngine(wait_seconds=0.3), test)
 
 
+def test_a_front_whose_engine_is_not_up_yet_lets_no_more_wait_than_one_that_is():
+    engine = FakeEngine()
+    engine.info = SimpleNamespace(remote=lambda **_: Answer(engine, asyncio.sleep(30)))
+
+    async def test(client, front):
+        waiting = [asyncio.create_task(client.post(CHAT, json=chat()[1])) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        check(await client.post(CHAT, json=chat()[1]), 429, "overloaded", None)
+        check(await client.post(SAMPLE, json=sample(SESSION)[1]), 429, "overloaded", None)
+        for answer in await asyncio.gather(*waiting):
+            check(answer, 504, "timeout", None)
+        assert front.rows == 0
+
+    run(engine, test, max_rows=2, timeout_seconds=1)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_chat_that_takes_too_long_is_504_and_given_up_at_the_replica(stream):
     engine = FakeEngine(wait_seconds=30)
