@@ -97,7 +97,7 @@ def count_refusal(version: str, reason: str) -> None:
 
     Args:
         version: as `name/v0001`.
-        reason: one short word of the check that failed (digest, base_model, shape, rank, weights, template, probe...).
+        reason: the part that failed: record, digests, checks (base, template, shapes, rank, weights), load or probe.
     """
     _count("refusals", 1, version=version, reason=reason)
 
@@ -127,7 +127,7 @@ def observe_swap(alias: str, version: str, seconds: Mapping[str, float]) -> None
     Args:
         alias: as `name/alias`.
         version: as `name/v0001@digest`.
-        seconds: by part (download, digests, load, probe, flip), and `total` from noticing the move to the flip.
+        seconds: by part (record, download, digests, checks, load, probe), `total` from noticing the move on.
     """
     for part, value in seconds.items():
         _series("swap_seconds").observe(value, {"alias": alias, "version": version, "part": part})
