@@ -1,9 +1,11 @@
-"""What a dataset will cost in tokens, before it is asked: from a sample of its rows, rendered."""
+"""What a dataset will cost in tokens, before it is asked: from a sample of its rows, rendered; and whether it may."""
 
 from dataclasses import dataclass
 
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Plan
+from raydistill.core.errors import BudgetError
+from raydistill.core.records import Manifest
 from raydistill.teacher.rows import render_messages
 
 
@@ -47,6 +49,17 @@ def estimate_tokens(plan: Plan, config: CreateDataConfig, num_rows: int) -> Esti
         prompt=round(mean * num_rows),
         cached=shared * max(0, num_rows - 1),
         completion=config.max_tokens * num_rows,
+    )
+
+
+def find_overrun(folder: str, manifest: Manifest, config: CreateDataConfig) -> BudgetError | None:
+    """Return the error that says that a dataset has cost max_cost; None where more may be asked."""
+    cost = config.cost(manifest.tokens)
+    if config.max_cost is None or cost < config.max_cost:
+        return None
+    return BudgetError(
+        f"{folder}: its answers cost {cost:.4g} so far, and max_cost is {config.max_cost:g}. They are kept; raise "
+        "max_cost and run the same command again to go on."
     )
 
 

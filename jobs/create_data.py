@@ -17,9 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs import task
-from jobs.budget import estimate_tokens
+from jobs.budget import estimate_tokens, find_overrun
 from jobs.data_config import CreateDataConfig
-from jobs.data_plan import Plan, Queries, Teacher, check_length, given_queries, is_answered, make_plan, read_standing
+from jobs.data_plan import (
+    Plan,
+    Queries,
+    Teacher,
+    check_length,
+    given_queries,
+    go_on_from,
+    is_answered,
+    make_plan,
+    read_standing,
+)
 from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
 from jobs.runtime import ClusterConfig, connect, name_application, require, require_shared, run_main, start_http
@@ -70,6 +80,8 @@ def run(
     plan = make_plan(config, queries)
     if is_answered(plan, config.retry_failed):
         return _finish(plan, config)
+    if overrun := find_overrun(plan.folder, go_on_from(plan), config):
+        raise overrun
     if handle is not None:
         return _create(plan, config, queries, Teacher(handle, engine.max_replicas), on_progress)
     check_length(plan, config, engine)

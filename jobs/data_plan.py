@@ -1,6 +1,5 @@
 """What create_data is to ask and into which folder: made and checked without Ray, before anything is started."""
 
-import contextlib
 import dataclasses
 import logging
 from collections import Counter
@@ -236,13 +235,19 @@ def _collect(faults: list[RaydistillError], find: Callable[[], Found]) -> Found 
         return None
 
 
+def go_on_from(plan: Plan) -> Manifest:
+    """Return the plan's draft with what its folder's manifest names already."""
+    try:
+        before = read_manifest(plan.folder)
+    except NotFoundError:
+        return plan.draft
+    counts = {**plan.draft.counts, **{key: before.counts[key] for key in ("answered", "kept", "dropped")}}
+    return dataclasses.replace(plan.draft, counts=counts, tokens=before.tokens, answers=before.answers)
+
+
 def read_standing(plan: Plan, retry_failed: bool) -> Standing:
     """Return how far the plan's ledger is; nothing is written."""
-    manifest = plan.draft
-    with contextlib.suppress(NotFoundError):
-        before = read_manifest(plan.folder)
-        counts = {**plan.draft.counts, **{key: before.counts[key] for key in ("answered", "kept", "dropped")}}
-        manifest = dataclasses.replace(plan.draft, counts=counts, tokens=before.tokens, answers=before.answers)
+    manifest = go_on_from(plan)
     unnamed = find_unnamed(plan.folder, manifest.answers, Origin.of(plan.draft), plan.rules)
     marks = read_marks(plan.folder, [*manifest.answers, *(commit.shard for commit in unnamed)])
     done = marks.ids[~marks.failed] if retry_failed else marks.ids

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from jobs.budget import find_overrun
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Teacher
 from raydistill.core.answers import Commit
@@ -41,18 +42,9 @@ class Asker:
     ledger: OpenLedger
     on_progress: Callable[[Manifest], None]
 
-    def is_over_budget(self) -> bool:
-        """Return whether the dataset has cost max_cost."""
-        config = self.config
-        return config.max_cost is not None and config.cost(self.ledger.manifest.tokens) >= config.max_cost
-
-    def describe_budget(self) -> BudgetError:
-        """Return the error that says so."""
-        return BudgetError(
-            f"{self.ledger.folder}: its answers cost {self.config.cost(self.ledger.manifest.tokens):.4g} so far, and "
-            f"max_cost is {self.config.max_cost:g}. They are kept; raise max_cost and run the same command again to go "
-            "on."
-        )
+    def find_overrun(self) -> BudgetError | None:
+        """Return the error that says that the dataset has cost max_cost; None where more may be asked."""
+        return find_overrun(self.ledger.folder, self.ledger.manifest, self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +143,8 @@ class Watch:
         if self._reason is None and first is not None and first.names.isdisjoint(self._in_work):
             self._first = None
             self._look_at(first)
-        if self._reason is None and asker.is_over_budget():
-            self._stop(asker.describe_budget())
+        if self._reason is None and (overrun := asker.find_overrun()):
+            self._stop(overrun)
 
     def _look_at(self, first: First) -> None:
         ledger = self._asker.ledger

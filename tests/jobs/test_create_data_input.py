@@ -1,5 +1,6 @@
 """What create_data makes of its input before Ray starts: bad input is refused, and the rows to ask are chosen."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 
 from jobs import create_data, data_plan
-from raydistill.core.errors import ConfigError
+from raydistill.core.errors import BudgetError, ConfigError
 from raydistill.core.idset import pack_ids
+from raydistill.dataset.write import open_dataset
 from raydistill.engine.config import EngineConfig
 from raydistill.queries.read import read_queries
 from raydistill.teacher.rows import Choice
@@ -118,6 +120,21 @@ def test_bad_input_a_prompt_that_leaves_no_room(tmp_path: Path, model_dir: str) 
     with pytest.raises(ConfigError, match=r"teacher\.max_model_len"):
         create_data.run(desk.config(), engine=EngineConfig(max_model_len=128))
     assert not desk.output.exists()
+
+
+def test_a_dataset_that_has_cost_max_cost_starts_nothing(
+    tmp_path: Path, model_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path, model_dir, [f"Budget {index}" for index in range(12)])
+    config = desk.config(prices={"input": 0, "output": 1e6}, max_cost=5)
+    plan = data_plan.make_plan(config)
+    spent = {"prompt": 0, "cached": 0, "completion": 5}
+    open_dataset(plan.folder, dataclasses.replace(plan.draft, tokens=spent))
+    monkeypatch.setattr(create_data, "connect", lambda _: pytest.fail("it went on"))
+    before = contents(tmp_path)
+    with pytest.raises(BudgetError, match="5 so far, and max_cost is 5"):
+        create_data.run(config)
+    assert contents(tmp_path) == before
 
 
 def test_main_ends_with_status_2_and_every_fault(tmp_path: Path, model_dir: str) -> None:

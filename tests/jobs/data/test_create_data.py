@@ -142,6 +142,10 @@ def test_asking_stops_at_max_cost_and_goes_on_with_a_larger_one(tmp_path: Path, 
     assert config.cost(manifest.tokens) >= 100
     assert before < 400, "it stopped"
     assert manifest.counts["answered"] == before, "all that was asked was kept"
+    for _ in range(2):
+        with pytest.raises(BudgetError, match="max_cost is 100"):
+            create_data.run(config, handle, on_progress=lambda _: None)
+    assert num_asked(log) - asked == before, "the money is spent, so nothing more is asked"
 
     manifest = create_data.run(config.model_copy(update={"max_cost": 1e9}), handle, on_progress=lambda _: None)
     assert manifest.finished
