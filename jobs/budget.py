@@ -1,12 +1,16 @@
-"""What a dataset will cost in tokens, before it is asked: from a sample of its rows, rendered; and whether it may."""
+"""What a dataset takes in tokens, before it is asked: whether they fit, what they cost, and whether they may."""
 
+import logging
 from dataclasses import dataclass
 
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Plan
-from raydistill.core.errors import BudgetError
+from raydistill.core.errors import BudgetError, ConfigError
 from raydistill.core.records import Manifest
+from raydistill.engine.config import EngineConfig
 from raydistill.teacher.rows import render_messages
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,33 @@ def estimate_tokens(plan: Plan, config: CreateDataConfig, num_rows: int) -> Esti
     )
 
 
+def check_length(plan: Plan, config: CreateDataConfig, engine: EngineConfig) -> None:
+    """Refuse a P that leaves the teacher no room to answer even the shortest query."""
+    shortest = plan.index.shortest.messages if plan.index.shortest else [{"role": "user", "content": "?"}]
+    num_tokens = len(render_messages(shortest, plan.prompt, plan.renderer))
+    if num_tokens >= engine.max_model_len:
+        raise ConfigError(
+            f"teacher.max_model_len: P and the shortest query take {num_tokens} tokens, and the teacher's longest "
+            f"request is {engine.max_model_len}. Raise teacher.max_model_len above {num_tokens + config.max_tokens}."
+        )
+    if num_tokens + config.max_tokens > engine.max_model_len:
+        logger.warning(
+            "P and a query take %d tokens: of max_tokens=%d only %d fit into teacher.max_model_len=%d.",
+            num_tokens,
+            config.max_tokens,
+            engine.max_model_len - num_tokens,
+            engine.max_model_len,
+        )
+
+
 def find_overrun(folder: str, manifest: Manifest, config: CreateDataConfig) -> BudgetError | None:
     """Return the error that says that a dataset has cost max_cost; None where more may be asked."""
-    cost = config.cost(manifest.tokens)
-    if config.max_cost is None or cost < config.max_cost:
+    cost = manifest.cost
+    if cost is None or config.max_cost is None or cost < config.max_cost:
         return None
     return BudgetError(
-        f"{folder}: its answers cost {cost:.4g} so far, and max_cost is {config.max_cost:g}. They are kept; raise "
-        "max_cost and run the same command again to go on."
+        f"{folder}: all that was asked cost {cost:.4g} so far, and max_cost is {config.max_cost:g}. What came is kept; "
+        "raise max_cost and run the same command again to go on."
     )
 
 

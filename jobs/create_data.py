@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs import task
-from jobs.budget import estimate_tokens, find_overrun
+from jobs.budget import check_length, estimate_tokens, find_overrun
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import (
     Plan,
     Queries,
     Teacher,
-    check_length,
     given_queries,
     go_on_from,
     is_answered,
@@ -41,7 +40,7 @@ from raydistill.dataset.keep import Origin
 from raydistill.dataset.ledger import LedgerWriter
 from raydistill.dataset.shards import ROWS_PER_SHARD
 from raydistill.dataset.sieve import Terms
-from raydistill.dataset.write import keep_prompt, open_dataset
+from raydistill.dataset.write import keep_prompt
 from raydistill.engine.config import EngineConfig
 from raydistill.teacher.rows import choose_rows, find_rows
 
@@ -127,9 +126,9 @@ def _create(
 
     if plan.num_short:
         keep_prompt(plan.prompt, join(plan.folder, "prompts"))
-        open_dataset(plan.folder, read_standing(plan, config.retry_failed).manifest)
+        ledger = OpenLedger(plan.folder, go_on_from(plan))
         with show_stage(f"teacher: writing {plan.num_short} queries"):
-            write_queries(plan, config, teacher, queries or given_queries(config))
+            write_queries(plan, config, teacher, queries or given_queries(config), ledger)
         plan = make_plan(config, queries)
     standing = read_standing(plan, config.retry_failed)
     if standing.num_missing:
@@ -204,8 +203,8 @@ def main(argv: Sequence[str]) -> None:
     counts = manifest.counts
     dropped = counts["dropped"] or "none"
     print(f"{config.output_file}: {counts['kept']} of {counts['asked']} answers kept, dropped {dropped}.")
-    if config.prices is not None:
-        print(f"Its tokens cost {config.cost(manifest.tokens):.4g}.")
+    if manifest.cost is not None:
+        print(f"All that was asked for it cost {manifest.cost:.4g}.")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from raydistill.dataset.read import read_manifest_and_etag
 from raydistill.dataset.rules import Rules
 from raydistill.dataset.shards import ShardWriter
 from raydistill.dataset.sieve import Sieve, Terms, make_sieve
+from raydistill.dataset.spending import read_spent, with_spent
 from raydistill.dataset.write import put_manifest
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ def finish_dataset(
     """
     terms = terms or Terms()
     manifest, etag = read_manifest_and_etag(folder)
-    shards = [*manifest.answers, *(commit.shard for commit in find_unnamed(folder, manifest.answers, Origin.of(draft)))]
+    unnamed = find_unnamed(folder, manifest.answers, Origin.of(draft))
+    spent = read_spent(folder, manifest, unnamed)
+    shards = [*manifest.answers, *(commit.shard for commit in unnamed)]
     while joined := choose_compaction(shards, at_end=True):
         shards = replace_shards(shards, joined, compact(folder, joined))
     asked = np.sort(asked)
@@ -61,6 +64,7 @@ def finish_dataset(
         counts = {**draft.counts, **sorted_out.pop("counts")}
         fault = _find_fault(counts, terms.max_dropped_share)
         manifest = dataclasses.replace(draft, finished=fault is None, counts=counts, answers=shards, **sorted_out)
+        manifest = with_spent(manifest, spent)
         if export is not None and fault is None:
             export.publish()
     put_manifest(folder, manifest, etag)

@@ -129,7 +129,7 @@ def test_a_dataset_that_has_cost_max_cost_starts_nothing(
     config = desk.config(prices={"input": 0, "output": 1e6}, max_cost=5)
     plan = data_plan.make_plan(config)
     spent = {"prompt": 0, "cached": 0, "completion": 5}
-    open_dataset(plan.folder, dataclasses.replace(plan.draft, tokens=spent))
+    open_dataset(plan.folder, dataclasses.replace(plan.draft, spent={"queries": spent}))
     monkeypatch.setattr(create_data, "connect", lambda _: pytest.fail("it went on"))
     before = contents(tmp_path)
     with pytest.raises(BudgetError, match="5 so far, and max_cost is 5"):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import create_data
+from jobs.data_config import PriceConfig
 from jobs.data_plan import EXPANDED
 from raydistill.core.errors import BudgetError, ConflictError, QualityError
 from raydistill.core.records import Manifest
@@ -20,6 +21,10 @@ from tests.jobs.create_data_desk import Desk, contents, num_asked
 GOOD = [f"Question {index}" for index in range(30)]
 ODD = ["TRUNCATE a", "TRUNCATE b", "EMPTY a", "FAIL a", "LATER a", "long " * 400, "FLAKY a", "CRASH a"]
 EVERYTHING = {"num_examples": 38, "max_attempts": 5, "smoke_min_kept": 0}
+
+
+def sum_completion(manifest: Manifest) -> int:
+    return sum(tokens["completion"] for tokens in manifest.spent.values())
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,7 @@ def test_create_data_again_asks_nothing_and_failed_rows_only_when_told(desk: Des
 
     retried = create_data.run(desk.config(**EVERYTHING, retry_failed=True), handle)
     assert num_asked(log) == asked + 5 + 1  # FAIL five times, LATER once; what is too long is never sent
+    assert sum_completion(retried) > sum_completion(manifest) == manifest.tokens["completion"]
     assert retried.counts["dropped"] == {"truncated": 2, "empty": 1, "failed": 1, "too_long": 1}
     assert retried.fingerprint == manifest.fingerprint
 
@@ -139,7 +145,7 @@ def test_asking_stops_at_max_cost_and_goes_on_with_a_larger_one(tmp_path: Path, 
     before = num_asked(log) - asked
     manifest = read_manifest(str(desk.output))
     assert not manifest.finished
-    assert config.cost(manifest.tokens) >= 100
+    assert manifest.cost == config.cost(manifest.tokens) >= 100
     assert before < 400, "it stopped"
     assert manifest.counts["answered"] == before, "all that was asked was kept"
     for _ in range(2):
@@ -151,6 +157,10 @@ def test_asking_stops_at_max_cost_and_goes_on_with_a_larger_one(tmp_path: Path, 
     assert manifest.finished
     assert num_asked(log) == asked + 400
     assert manifest.counts["kept"] == 400
+    fewer = create_data.run(config.model_copy(update={"num_examples": 20}), handle)
+    assert fewer.cost == manifest.cost == manifest.tokens["completion"] > fewer.tokens["completion"]
+    with pytest.raises(BudgetError, match=f"cost {manifest.cost:.4g} so far"):
+        create_data.run(config.model_copy(update={"num_samples": 2, "num_examples": 401}), handle)
 
 
 def test_the_teacher_writes_queries_once_where_there_are_too_few(tmp_path: Path, model_dir: str, teacher: Any) -> None:
@@ -166,15 +176,30 @@ def test_the_teacher_writes_queries_once_where_there_are_too_few(tmp_path: Path,
     asked = num_asked(log)
     assert create_data.run(config, handle, on_progress=lambda _: None) == manifest
     assert num_asked(log) == asked
+    assert manifest.spent["answers"] == manifest.tokens
+    assert manifest.spent["queries"]["prompt"] > manifest.spent["queries"]["completion"] > 0
+
+    prices = {"input": 0, "output": 1e6}
+    more = config.model_copy(update={"num_examples": 60, "prices": PriceConfig.model_validate(prices), "max_cost": 1.0})
+    with pytest.raises(BudgetError, match="max_cost is 1"):
+        create_data.run(more, handle)
+    assert num_asked(log) == asked
+    cost = sum_completion(manifest)
+    with pytest.raises(BudgetError, match=f"max_cost is {cost + 1}"):
+        create_data.run(more.model_copy(update={"max_cost": float(cost + 1)}), handle)
+    on_its_way = read_manifest(str(desk.output))
+    assert on_its_way.spent["answers"] == manifest.spent["answers"], "the queries took all there was"
+    assert on_its_way.spent["queries"]["completion"] > manifest.spent["queries"]["completion"]
 
 
 def test_a_judge_grades_once_and_another_threshold_asks_nothing(tmp_path: Path, model_dir: str, teacher: Any) -> None:
     handle, log = teacher
     desk = Desk(tmp_path, model_dir, [f"Judge {index}" for index in range(30)])
 
-    def run(**judge: Any) -> dict[str, Any]:
+    def run(max_cost: float | None = None, **judge: Any) -> dict[str, Any]:
         table = {"rubric": "Is it short?", "lowest_score": 0, "highest_score": 9, "sees_prompt": False, **judge}
-        config = desk.config(num_examples=30, judge=table, max_dropped_share=1.0)
+        prices = {"input": 0, "output": 1e6}
+        config = desk.config(num_examples=30, judge=table, max_dropped_share=1.0, prices=prices, max_cost=max_cost)
         return create_data.run(config, handle, on_progress=lambda _: None).counts
 
     asked = num_asked(log)
@@ -186,8 +211,18 @@ def test_a_judge_grades_once_and_another_threshold_asks_nothing(tmp_path: Path, 
     fewer = run(threshold=5)
     assert num_asked(log) == asked + 60
     assert fewer["kept"] + fewer["dropped"].get("low_score", 0) == graded
+    before = read_manifest(str(desk.output))
+    assert before.spent["judgements"]["completion"] > 0
+    assert before.cost == sum_completion(before) > before.tokens["completion"]
+    for max_cost in (before.cost, before.cost + 1):
+        with pytest.raises(BudgetError, match="max_cost is"):
+            run(max_cost, threshold=5, rubric="Is it long?")
+    assert asked + 60 < num_asked(log) <= asked + 90, "the second time some were graded"
     run(threshold=5, rubric="Is it long?")
     assert num_asked(log) == asked + 90
+    after = read_manifest(str(desk.output))
+    assert after.spent["judgements"]["completion"] > before.spent["judgements"]["completion"]
+    assert after.cost == sum_completion(after) and after.spent["answers"] == before.spent["answers"]
 
 
 def test_new_rules_ask_nothing_and_near_queries_are_not_asked(tmp_path: Path, model_dir: str, teacher: Any) -> None:
