@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from raydistill.core import storage
 from raydistill.core.errors import QualityError
+from raydistill.core.idset import ID_DIGITS
 from raydistill.core.records import Manifest
 from raydistill.core.uris import join
 from raydistill.dataset.export import JsonlExport
@@ -128,7 +129,7 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
         folder: the dataset's.
         manifest: names the ledger's objects.
         asked: sorted packed ids of the first (query, sample)s.
-        min_kept: of their answers.
+        min_kept: so many of them; of a conversation every answer must be good.
         rules: what an answer must be; a judge is not asked yet.
 
     Raises:
@@ -136,13 +137,16 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
     """
     origin, rules = Origin.of(manifest), dataclasses.replace(rules, threshold=None)
     found = [keep_table(answers, origin, rules) for answers in pick_rows(folder, manifest.answers, asked)]
-    num_kept = sum(examples.num_rows for examples, _ in found)
+    drops = [drops for _, drops in found]
+    num_answers = sum(examples.num_rows + dropped.num_rows for examples, dropped in found)
+    spoiled = {identifier[:ID_DIGITS] for table in drops for identifier in table["id"].to_pylist()}
+    num_kept = len(asked) - len(spoiled)
     if num_kept < min_kept:
-        drops = pa.concat_tables([drops for _, drops in found])
+        what = "answers" if num_answers == len(asked) else "conversations"
         raise QualityError(
-            f"{folder}: of the first {num_kept + drops.num_rows} answers {num_kept} can be used, smoke_min_kept is "
-            f"{min_kept}; nothing more was asked. Mend the reasons (P, max_tokens, the rules), then run the same "
-            f"command again: what is answered is not asked again. {_show_drops(drops)}"
+            f"{folder}: of the first {len(asked)} {what} {num_kept} can be used, smoke_min_kept is {min_kept}; nothing "
+            "more was asked. Mend the reasons (P, max_tokens, the rules), then run the same command again: what is "
+            f"answered is not asked again. {_show_drops(pa.concat_tables(drops))}"
         )
 
 

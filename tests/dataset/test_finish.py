@@ -183,6 +183,20 @@ def test_first_answers_that_cannot_be_used_are_shown(folder: Path) -> None:
     assert "1 truncated" in str(caught.value)
 
 
+def test_a_first_conversation_counts_once_and_only_with_all_its_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "talk"
+    answers = []
+    for name, fault in (("a", {}), ("b", {"text": " "}), ("c", {})):
+        first = make_answer(name)
+        answers += [first, make_answer(name, **{"id": f"{first.id}-1", "turn": 1, "text": "later", **fault})]
+        answers += [make_answer(name, id=f"{first.id}-2", turn=2, text="last")]
+    draft = dataclasses.replace(DRAFT, answers=[commit(folder, "x-0", answers)])
+    open_dataset(str(folder), draft)
+    check_first(str(folder), draft, np.sort(pack(*"abc")), 2)
+    with pytest.raises(QualityError, match="of the first 3 conversations 2 can be used"):
+        check_first(str(folder), draft, np.sort(pack(*"abc")), 3)
+
+
 def test_small_objects_are_joined_when_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     small = [Shard(f"answers/new/{index}-a.parquet", 10, 100, "") for index in range(5)]
     large = Shard("answers/ledger-a.parquet", 10, 100, "")
