@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import progress
-from jobs.budget import estimate_tokens
+from jobs.budget import STAND_IN, estimate_tokens
 from jobs.data_config import CreateDataConfig, PriceConfig
 from jobs.data_plan import make_plan
 from jobs.progress import show_asking
@@ -14,6 +14,7 @@ from raydistill.core.records import Manifest
 from raydistill.teacher.rows import render_messages
 from tests.dataset.ledger import DRAFT
 from tests.jobs.create_data_desk import Desk
+from tests.jsonl import write_jsonl
 
 
 def make_manifest(answered: int, tokens: int) -> Manifest:
@@ -61,6 +62,29 @@ def test_the_plan_is_told_in_tokens_and_money(tmp_path: Path, model_dir: str):
     text = estimate.describe(config)
     least = estimate.prompt - estimate.cached
     assert text.endswith(f"; from {least:.4g} for the prompts alone to {least + 70:.4g}, max_cost is 50")
+
+
+def test_the_plan_of_conversations_counts_every_turn(tmp_path: Path, model_dir: str):
+    desk = Desk(tmp_path, model_dir, [])
+    turns = [{"role": "user", "content": f"Turn {turn} is long enough to count."} for turn in range(3)]
+    history = [turns[0], {"role": "assistant", "content": "left out " * 50}, *turns[1:]]
+    write_jsonl(desk.queries, {"messages": history}, {"messages": turns[:1]})
+    prices = {"input": 1e6, "output": 1e6}
+    config = desk.config(num_examples=2, max_tokens=7, answer_turns="all", prices=prices)
+    plan = make_plan(config)
+    estimate = estimate_tokens(plan, config, 2)
+    answer = {"role": "assistant", "content": STAND_IN}
+    talk = [turns[0], answer, turns[1], answer, turns[2]]
+    prompts = [talk[:1], talk[:1], talk[:3], talk]
+    lengths = [len(render_messages(messages, plan.prompt, plan.renderer)) for messages in prompts]
+    assert estimate.prompt == sum(lengths)
+    assert estimate.completion == 4 * 7
+    assert estimate.repeated == (1 + 2) * 7
+    most = estimate.prompt + estimate.repeated + estimate.completion
+    assert estimate.describe(config).endswith(f"prompts alone to {most:.4g}")
+    assert "read again as at most 21 prompt tokens" in estimate.describe(config)
+    single = estimate_tokens(plan, config.model_copy(update={"answer_turns": "last"}), 2)
+    assert (single.completion, single.repeated) == (2 * 7, 0)
 
 
 @pytest.mark.parametrize(
