@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,8 @@ def finish_dataset(
     _delete_old_shards(folder, manifest)
     clean(folder, shards)
     if fault is not None:
-        raise QualityError(f"{folder}: {fault} {_show_drops(read_table(folder, manifest.drops[0]))}")
+        drops = (read_table(folder, shard) for shard in manifest.drops)
+        raise QualityError(f"{folder}: {fault} {_show_drops(counts['dropped'], drops)}")
     if counts["dropped"]:
         logger.warning("%s: of %d answers, dropped: %s.", folder, counts["asked"], counts["dropped"])
     return manifest
@@ -114,12 +115,21 @@ def _find_fault(counts: dict[str, Any], max_dropped_share: float) -> str | None:
     return None
 
 
-def _show_drops(drops: pa.Table) -> str:
-    """Return the reasons of drops, the most frequent first, each with one detail."""
-    reasons, details = drops["reason"].to_pylist(), drops["detail"].to_pylist()
-    examples = dict(zip(reversed(reasons), reversed(details), strict=True))
-    lines = [f"\n  {number:>8} {reason}: {examples[reason]}" for reason, number in Counter(reasons).most_common()]
-    return "Dropped:" + "".join(lines)
+def _show_drops(numbers: Mapping[str, int], tables: Iterable[pa.Table]) -> str:
+    """Return the reasons of drops, the most frequent first, each with one detail.
+
+    Args:
+        numbers: of answers, by reason.
+        tables: of drops, read until there is a detail of each reason; there may be those of queries among them.
+    """
+    details: dict[str, str] = {}
+    for table in tables:
+        for reason, detail in zip(table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True):
+            details.setdefault(reason, detail)
+        if numbers.keys() <= details.keys():
+            break
+    ordered = sorted(numbers.items(), key=lambda item: -item[1])
+    return "Dropped:" + "".join(f"\n  {number:>8} {reason}: {details[reason]}" for reason, number in ordered)
 
 
 def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: int, rules: Rules = LEAST) -> None:
@@ -142,11 +152,12 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
     spoiled = {identifier[:ID_DIGITS] for table in drops for identifier in table["id"].to_pylist()}
     num_kept = len(asked) - len(spoiled)
     if num_kept < min_kept:
+        reasons = Counter(reason for table in drops for reason in table["reason"].to_pylist())
         what = "answers" if num_answers == len(asked) else "conversations"
         raise QualityError(
             f"{folder}: of the first {len(asked)} {what} {num_kept} can be used, smoke_min_kept is {min_kept}; nothing "
             "more was asked. Mend the reasons (P, max_tokens, the rules), then run the same command again: what is "
-            f"answered is not asked again. {_show_drops(pa.concat_tables(drops))}"
+            f"answered is not asked again. {_show_drops(reasons, drops)}"
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError, ConflictError, DatasetError, NotFoundError, QualityError
-from raydistill.core.records import Manifest, Shard, digest, manifest_from_json, to_json
+from raydistill.core.records import Drop, Manifest, Shard, digest, manifest_from_json, to_json
 from raydistill.dataset import ledger, shards
 from raydistill.dataset.finish import Terms, check_first, finish_dataset
 from raydistill.dataset.keep import Origin
@@ -172,6 +172,17 @@ def test_too_many_drops_fail_the_job_and_keep_what_was_kept(folder: Path) -> Non
     assert not manifest.finished
     assert manifest.counts["kept"] == 3 == manifest.shards[0].rows
     assert finish(folder, *"abcde", max_dropped_share=0.4).finished
+
+
+def test_the_table_of_reasons_counts_all_answers_and_no_query(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 1)
+    commit(folder, "z-0", [make_answer(name, finish_reason="length") for name in "xyz"])
+    near = [Drop(None, make_id(name), 0, "near_duplicate", "like another") for name in "pq"]
+    with pytest.raises(QualityError, match="5 of 8 answers were dropped") as caught:
+        finish(folder, *"abcdexyz", max_dropped_share=0.3, not_asked=near)
+    assert len(read_manifest(str(folder)).drops) == 7
+    table = str(caught.value).partition("Dropped:\n")[2]
+    assert table == "         4 truncated: no end after 3 tokens\n         1 empty: "
 
 
 def test_first_answers_that_cannot_be_used_are_shown(folder: Path) -> None:
