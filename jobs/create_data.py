@@ -47,7 +47,7 @@ from raydistill.teacher.rows import choose_rows, find_rows
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-Progress = Callable[[Manifest], None]  # told how far the ledger is, after commits
+Progress = Callable[[Manifest], None]  # told how far the ledger is
 logger = logging.getLogger(__name__)
 
 
@@ -67,7 +67,7 @@ def run(
         queries: instead of those of config.queries.
         engine: settings of the teacher.
         cluster: where a teacher that is started here runs.
-        on_progress: called with the manifest after commits; None shows a progress line.
+        on_progress: called with the manifest twice a second while rows are asked; None shows a progress line.
 
     Raises:
         ConfigError, NotFoundError, ConflictError, CapacityError: bad input; nothing was started or written.

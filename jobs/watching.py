@@ -34,7 +34,7 @@ class Asker:
     """What is the same for all rows of one run.
 
     Attributes:
-        on_progress: told how far the ledger is, where it moved.
+        on_progress: told how far the ledger is, every POLL_SECONDS: where nothing comes, that is worth a line too.
     """
 
     config: CreateDataConfig
@@ -115,6 +115,7 @@ class Watch:
             if commits or ended:
                 last_commit = time.monotonic()
                 self._take(commits, ended)
+            self._asker.on_progress(self._asker.ledger.manifest)
             self._asker.ledger.compact(self._in_work)
             self._count_replicas()
             if is_done:
@@ -138,7 +139,6 @@ class Watch:
         asker, first = self._asker, self._first
         if commits:
             asker.ledger.add(commits)
-            asker.on_progress(asker.ledger.manifest)
         self._in_work.difference_update(ended)
         if self._reason is None and first is not None and first.names.isdisjoint(self._in_work):
             self._first = None

@@ -35,7 +35,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, model_dir: str, teacher: Any)
     create_data.run(made.config(**EVERYTHING), teacher[0], on_progress=progress.append)
     answered = [now.counts["answered"] for now in progress]
     assert answered[-1] == 38
-    assert answered == sorted(set(answered))
+    assert answered == sorted(answered)
     assert sum(progress[-1].counts["dropped"].values()) == 6
     return made
 
@@ -76,6 +76,15 @@ def test_create_data_again_asks_nothing_and_failed_rows_only_when_told(desk: Des
     assert sum_completion(retried) > sum_completion(manifest) == manifest.tokens["completion"]
     assert retried.counts["dropped"] == {"truncated": 2, "empty": 1, "failed": 1, "too_long": 1}
     assert retried.fingerprint == manifest.fingerprint
+
+
+def test_progress_is_told_while_nothing_is_committed(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    desk = Desk(tmp_path, model_dir, ["SLOW enough to wait for"])
+    answered: list[int] = []
+    config = desk.config(num_examples=1, timeout_seconds=4, max_attempts=2, smoke_rows=0)
+    create_data.run(config, teacher[0], on_progress=lambda now: answered.append(now.counts["answered"]))
+    assert answered.count(0) >= 4, "a teacher that takes its time is told of, too"
+    assert answered[-1] == 1
 
 
 @pytest.mark.parametrize(
