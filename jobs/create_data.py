@@ -148,7 +148,7 @@ def _create(
             writer=LedgerWriter(plan.folder, Origin.of(plan.draft), plan.rules, config.top_logprobs),
             first_ids=first_ids,
         )
-        with _shown(on_progress, config, work.num_rows) as progress:
+        with _shown(on_progress, work.num_rows, ledger.manifest) as progress:
             ask_missing(Asker(config, teacher, ledger, progress), work)
     if plan.rubric is not None:
         judge_answers(plan, plan.rubric, config, teacher)
@@ -183,12 +183,12 @@ def _finish(plan: Plan, config: CreateDataConfig) -> Manifest:
 
 
 @contextlib.contextmanager
-def _shown(on_progress: Progress | None, config: CreateDataConfig, num_rows: int) -> Iterator[Progress]:
+def _shown(on_progress: Progress | None, num_rows: int, before: Manifest) -> Iterator[Progress]:
     """Give the caller's progress function, or one that keeps a line on the terminal or in the log."""
     if on_progress is not None:
         yield on_progress
         return
-    with show_asking(num_rows, config.cost if config.prices else None) as progress:
+    with show_asking(num_rows, before) as progress:
         yield progress
 
 

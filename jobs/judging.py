@@ -63,7 +63,7 @@ def judge_answers(plan: Plan, rubric: Rubric, config: CreateDataConfig, teacher:
         "top_logprobs": None,
         "answer_turns": "last",
     }
-    with show_asking(num_rows, config.cost if config.prices else None) as progress:
+    with show_asking(num_rows, ledger.manifest) as progress:
         ask_missing(Asker(config.model_copy(update=asking), teacher, ledger, progress), work)
 
 
