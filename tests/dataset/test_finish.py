@@ -1,7 +1,6 @@
 """From a ledger to a finished dataset and back, without Ray: its objects are as asking actors leave them."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -11,13 +10,13 @@ import pytest
 
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError, ConflictError, DatasetError, NotFoundError, QualityError
-from raydistill.core.records import Drop, Manifest, Shard, digest, manifest_from_json, to_json
+from raydistill.core.records import Drop, Manifest, Shard, digest
 from raydistill.dataset import ledger, shards
 from raydistill.dataset.finish import Terms, check_first, finish_dataset
 from raydistill.dataset.keep import Origin
 from raydistill.dataset.ledger import choose_compaction, compact, find_unnamed, read_marks
 from raydistill.dataset.read import read_examples, read_manifest
-from raydistill.dataset.spending import spend
+from raydistill.dataset.rules import Rules
 from raydistill.dataset.write import check_output, open_dataset, put_manifest
 from tests.dataset.ledger import DRAFT, commit, make_answer, make_id, pack
 from tests.jsonl import write_jsonl
@@ -57,36 +56,16 @@ def test_finish_dataset_accounts_for_all_and_counts_an_id_once(folder: Path) -> 
     assert reasons == {"empty": "", "truncated": "no end after 3 tokens"}
 
 
-def test_what_was_spent_stays_where_the_dataset_becomes_smaller(folder: Path) -> None:
-    draft = dataclasses.replace(read_manifest(str(folder)), spent={"queries": tokens(7)})
-    draft = spend(draft, "answers", tokens(4 * 3))  # of what the manifest names
-    open_dataset(str(folder), draft)
-    all_tokens = finish(folder, *"abcde").spent
-    assert all_tokens == {"queries": tokens(7), "answers": {"prompt": 30, "cached": 18, "completion": 12 + 9}}
-    fewer = finish(folder, "e")
-    assert (fewer.tokens["completion"], fewer.spent, fewer.cost) == (3, all_tokens, None)
-    prices = {"input": 1e6, "cached_input": 0.0, "output": 2e6}
-    assert finish_priced(folder, prices).cost == 30 - 18 + 2 * (7 + 21)
-    judged = folder / "judgements"
-    open_dataset(str(judged), dataclasses.replace(DRAFT, tokens=tokens(5)))
-    commit(judged, "unnamed", [make_answer("a")])
-    assert finish_priced(folder, prices).spent["judgements"] == {"prompt": 10, "cached": 6, "completion": 5 + 3}
-
-
-def tokens(completion: int) -> dict[str, int]:
-    return {"prompt": 0, "cached": 0, "completion": completion}
-
-
-def finish_priced(folder: Path, prices: dict[str, float | None]) -> Manifest:
-    return finish_dataset(str(folder), pack("e"), dataclasses.replace(DRAFT, prices=prices), str(folder))
-
-
-def test_a_manifest_of_before_has_spent_what_its_answers_took(folder: Path) -> None:
-    old = json.loads(to_json(dataclasses.replace(DRAFT, tokens=tokens(5))))
-    for key in ("spent", "prices", "cost"):
-        del old[key]
-    manifest = manifest_from_json(json.dumps(old))
-    assert (manifest.spent, manifest.cost) == ({"answers": tokens(5)}, None)
+def test_equal_answers_end_as_one_example_and_a_drop(folder: Path) -> None:
+    commit(folder, "z-0", [make_answer(name, text="The very same answer to both of them.") for name in "pq"])
+    manifest = finish(folder, *"apq", rules=Rules(near_copies=1.0))
+    assert manifest.counts == {"asked": 3, "answered": 3, "kept": 2, "dropped": {"duplicate": 1}}
+    stays, goes = sorted(map(make_id, "pq"))
+    assert {example.id for example in read_examples(str(folder))[0]} == {make_id("a"), stays}
+    (drops,) = manifest.drops
+    (drop,) = pq.read_table(folder / drops.uri).to_pylist()
+    assert (drop["id"], drop["reason"]) == (goes, "duplicate")
+    assert drop["detail"] == f"a near copy of {stays} (similarity 1.00)"
 
 
 def test_finish_dataset_joins_the_ledger_and_leaves_no_small_object(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """create_data over real Ray Data and Serve, with a hash for a teacher: nothing lost, nothing twice, all counted."""
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,28 @@ def test_create_data_again_asks_nothing_and_failed_rows_only_when_told(desk: Des
     assert sum_completion(retried) > sum_completion(manifest) == manifest.tokens["completion"]
     assert retried.counts["dropped"] == {"truncated": 2, "empty": 1, "failed": 1, "too_long": 1}
     assert retried.fingerprint == manifest.fingerprint
+
+
+def test_the_plan_is_logged_before_anything_is_asked(
+    tmp_path: Path, model_dir: str, teacher: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, [f"Plan {index}" for index in range(10)])
+    seen: list[tuple[str, int]] = []  # what was logged, and how many rows had been asked then
+
+    def note(record: logging.LogRecord) -> bool:
+        seen.append((record.getMessage(), num_asked(log) - before))
+        return True
+
+    before = num_asked(log)
+    caplog.set_level(logging.INFO, create_data.logger.name)
+    create_data.logger.addFilter(note)
+    try:
+        create_data.run(desk.config(), handle, on_progress=lambda _: None)
+    finally:
+        create_data.logger.removeFilter(note)
+    assert [asked for text, asked in seen if text.startswith("to ask: 10 rows, about ")] == [0]
+    assert num_asked(log) == before + 10
 
 
 def test_progress_is_told_while_nothing_is_committed(tmp_path: Path, model_dir: str, teacher: Any) -> None:
