@@ -58,6 +58,8 @@ def ask_missing(asker: Asker, work: Work) -> None:
         QualityError: too few of the first answers can be used.
         BudgetError: the dataset has cost max_cost; what was answered until then is in the ledger.
     """
+    if overrun := asker.find_overrun():  # else each further run would ask some commits more before it sees that
+        raise overrun
     config, folder = asker.config, work.writer.folder
     num_actors = config.count_actors(work.num_rows, asker.teacher.max_replicas)
     clear_requests(folder)

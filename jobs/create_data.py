@@ -17,9 +17,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs import task
-from jobs.budget import estimate_tokens
+from jobs.budget import check_length, estimate_tokens, find_overrun
 from jobs.data_config import CreateDataConfig
-from jobs.data_plan import Plan, Queries, Teacher, check_length, given_queries, is_answered, make_plan, read_standing
+from jobs.data_plan import (
+    Plan,
+    Queries,
+    Teacher,
+    given_queries,
+    go_on_from,
+    is_answered,
+    make_plan,
+    read_standing,
+)
 from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
 from jobs.runtime import ClusterConfig, connect, name_application, require, require_shared, run_main, start_http
@@ -31,14 +40,14 @@ from raydistill.dataset.keep import Origin
 from raydistill.dataset.ledger import LedgerWriter
 from raydistill.dataset.shards import ROWS_PER_SHARD
 from raydistill.dataset.sieve import Terms
-from raydistill.dataset.write import keep_prompt, open_dataset
+from raydistill.dataset.write import keep_prompt
 from raydistill.engine.config import EngineConfig
 from raydistill.teacher.rows import choose_rows, find_rows
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-Progress = Callable[[Manifest], None]  # told how far the ledger is, after commits
+Progress = Callable[[Manifest], None]  # told how far the ledger is
 logger = logging.getLogger(__name__)
 
 
@@ -58,7 +67,7 @@ def run(
         queries: instead of those of config.queries.
         engine: settings of the teacher.
         cluster: where a teacher that is started here runs.
-        on_progress: called with the manifest after commits; None shows a progress line.
+        on_progress: called with the manifest twice a second while rows are asked; None shows a progress line.
 
     Raises:
         ConfigError, NotFoundError, ConflictError, CapacityError: bad input; nothing was started or written.
@@ -70,6 +79,8 @@ def run(
     plan = make_plan(config, queries)
     if is_answered(plan, config.retry_failed):
         return _finish(plan, config)
+    if overrun := find_overrun(plan.folder, go_on_from(plan), config):
+        raise overrun
     if handle is not None:
         return _create(plan, config, queries, Teacher(handle, engine.max_replicas), on_progress)
     check_length(plan, config, engine)
@@ -115,9 +126,9 @@ def _create(
 
     while plan.num_short:  # again where one that was written turns out to resemble another
         keep_prompt(plan.prompt, join(plan.folder, "prompts"))
-        open_dataset(plan.folder, read_standing(plan, config.retry_failed).manifest)
+        ledger = OpenLedger(plan.folder, go_on_from(plan))
         with show_stage(f"teacher: writing {plan.num_short} queries"):
-            write_queries(plan, config, teacher, queries or given_queries(config))
+            write_queries(plan, config, teacher, queries or given_queries(config), ledger)
         plan = make_plan(config, queries)
     standing = read_standing(plan, config.retry_failed)
     if standing.num_missing:
@@ -137,7 +148,7 @@ def _create(
             writer=LedgerWriter(plan.folder, Origin.of(plan.draft), plan.rules, config.top_logprobs),
             first_ids=first_ids,
         )
-        with _shown(on_progress, config, work.num_rows) as progress:
+        with _shown(on_progress, work.num_rows, ledger.manifest) as progress:
             ask_missing(Asker(config, teacher, ledger, progress), work)
     if plan.rubric is not None:
         judge_answers(plan, plan.rubric, config, teacher)
@@ -172,12 +183,12 @@ def _finish(plan: Plan, config: CreateDataConfig) -> Manifest:
 
 
 @contextlib.contextmanager
-def _shown(on_progress: Progress | None, config: CreateDataConfig, num_rows: int) -> Iterator[Progress]:
+def _shown(on_progress: Progress | None, num_rows: int, before: Manifest) -> Iterator[Progress]:
     """Give the caller's progress function, or one that keeps a line on the terminal or in the log."""
     if on_progress is not None:
         yield on_progress
         return
-    with show_asking(num_rows, config.cost if config.prices else None) as progress:
+    with show_asking(num_rows, before) as progress:
         yield progress
 
 
@@ -192,8 +203,8 @@ def main(argv: Sequence[str]) -> None:
     counts = manifest.counts
     dropped = counts["dropped"] or "none"
     print(f"{config.output_file}: {counts['kept']} of {counts['asked']} answers kept, dropped {dropped}.")
-    if config.prices is not None:
-        print(f"Its tokens cost {config.cost(manifest.tokens):.4g}.")
+    if manifest.cost is not None:
+        print(f"All that was asked for it cost {manifest.cost:.4g}.")
 
 
 if __name__ == "__main__":

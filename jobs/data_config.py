@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from raydistill.core.config import Section
 from raydistill.dataset.quality import JudgeConfig, QualityConfig
+from raydistill.dataset.spending import price_tokens
 from raydistill.queries.config import ExpansionConfig
 
 
@@ -22,9 +23,7 @@ class PriceConfig(Section):
 
     def cost(self, tokens: dict[str, int]) -> float:
         """Return the price of prompt, cached (which are among the prompt's) and completion tokens."""
-        cached_price = self.input if self.cached_input is None else self.cached_input
-        uncached = tokens["prompt"] - tokens["cached"]
-        return (uncached * self.input + tokens["cached"] * cached_price + tokens["completion"] * self.output) / 1e6
+        return price_tokens(tokens, self.model_dump())
 
 
 class CreateDataConfig(Section):
@@ -89,7 +88,7 @@ class CreateDataConfig(Section):
     prices: PriceConfig | None = None
     """What tokens cost."""
     max_cost: float | None = Field(default=None, gt=0)
-    """Stop asking when the dataset has cost this much; needs `prices`."""
+    """Stop asking when the dataset has cost this much, written queries and judgements included; needs `prices`."""
 
     def sampling(self) -> dict[str, Any]:
         """Return what decides an answer besides P, query and teacher: a part of the fingerprint."""

@@ -1,8 +1,6 @@
 """What create_data is to ask and into which folder: made and checked without Ray, before anything is started."""
 
-import contextlib
 import dataclasses
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,8 +29,8 @@ from raydistill.dataset.pick import pick_rows
 from raydistill.dataset.read import read_manifest
 from raydistill.dataset.rules import Rules, compile_rules
 from raydistill.dataset.sieve import open_judge
+from raydistill.dataset.spending import read_spent, with_spent
 from raydistill.dataset.write import check_output
-from raydistill.engine.config import EngineConfig
 from raydistill.queries.index import QueryIndex, scan_queries
 from raydistill.queries.near import find_near_duplicates, to_drop
 from raydistill.queries.read import iter_queries
@@ -48,7 +46,6 @@ EXPANDED = "expanded.jsonl"  # in a dataset's folder: the queries that the teach
 
 Found = TypeVar("Found")
 QuerySource = Callable[[], Iterable[Query]]  # may be called again, and gives the same
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,8 @@ def make_plan(config: CreateDataConfig, queries: Queries | None = None) -> Plan:
         "merged_queries": found.index.num_merged,
     }
     tokens = {"prompt": 0, "cached": 0, "completion": 0}
-    draft = Manifest(fingerprint, False, prompt.digest, teacher, sampling, counts, tokens)
+    prices = config.prices.model_dump() if config.prices is not None else None
+    draft = Manifest(fingerprint, False, prompt.digest, teacher, sampling, counts, tokens, prices=prices)
     return Plan(
         folder=folder,
         prompt=prompt,
@@ -236,13 +234,20 @@ def _collect(faults: list[RaydistillError], find: Callable[[], Found]) -> Found 
         return None
 
 
+def go_on_from(plan: Plan) -> Manifest:
+    """Return the plan's draft with what its folder's manifest names already."""
+    try:
+        before = read_manifest(plan.folder)
+    except NotFoundError:
+        return with_spent(plan.draft, {})
+    counts = {**plan.draft.counts, **{key: before.counts[key] for key in ("answered", "kept", "dropped")}}
+    manifest = dataclasses.replace(plan.draft, counts=counts, tokens=before.tokens, answers=before.answers)
+    return with_spent(manifest, read_spent(plan.folder, before))
+
+
 def read_standing(plan: Plan, retry_failed: bool) -> Standing:
     """Return how far the plan's ledger is; nothing is written."""
-    manifest = plan.draft
-    with contextlib.suppress(NotFoundError):
-        before = read_manifest(plan.folder)
-        counts = {**plan.draft.counts, **{key: before.counts[key] for key in ("answered", "kept", "dropped")}}
-        manifest = dataclasses.replace(plan.draft, counts=counts, tokens=before.tokens, answers=before.answers)
+    manifest = go_on_from(plan)
     unnamed = find_unnamed(plan.folder, manifest.answers, Origin.of(plan.draft), plan.rules)
     marks = read_marks(plan.folder, [*manifest.answers, *(commit.shard for commit in unnamed)])
     done = marks.ids[~marks.failed] if retry_failed else marks.ids
@@ -275,22 +280,3 @@ def find_unjudged(plan: Plan, rubric: Rubric, standing: Standing, retry_failed: 
         unjudged = judge.find_unjudged(answers.filter(pc.is_in(answers["id"], kept.combine_chunks())), retry_failed)
         if unjudged.num_rows:
             yield unjudged
-
-
-def check_length(plan: Plan, config: CreateDataConfig, engine: EngineConfig) -> None:
-    """Refuse a P that leaves the teacher no room to answer even the shortest query."""
-    shortest = plan.index.shortest.messages if plan.index.shortest else [{"role": "user", "content": "?"}]
-    num_tokens = len(render_messages(shortest, plan.prompt, plan.renderer))
-    if num_tokens >= engine.max_model_len:
-        raise ConfigError(
-            f"teacher.max_model_len: P and the shortest query take {num_tokens} tokens, and the teacher's longest "
-            f"request is {engine.max_model_len}. Raise teacher.max_model_len above {num_tokens + config.max_tokens}."
-        )
-    if num_tokens + config.max_tokens > engine.max_model_len:
-        logger.warning(
-            "P and a query take %d tokens: of max_tokens=%d only %d fit into teacher.max_model_len=%d.",
-            num_tokens,
-            config.max_tokens,
-            engine.max_model_len - num_tokens,
-            engine.max_model_len,
-        )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jobs import create_data, data_plan, evaluate, task, train
+from jobs.budget import check_length
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Queries
 from jobs.places import Place
@@ -163,7 +164,7 @@ def _check_input(settings: Settings) -> Queries:
 
     queries = Queries(given=lambda: iter_side(False), apart=lambda: iter_side(True))
     plan = data_plan.make_plan(settings.create_data, queries)
-    data_plan.check_length(plan, settings.create_data, settings.teacher)
+    check_length(plan, settings.create_data, settings.teacher)
     student = train.check_model(settings.train)
     check_loss(settings.train, student, plan.draft.teacher, settings.create_data.top_logprobs is not None)
     return queries

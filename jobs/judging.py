@@ -22,6 +22,7 @@ from raydistill.dataset.keep import Origin
 from raydistill.dataset.ledger import LedgerWriter, find_unnamed
 from raydistill.dataset.read import read_manifest
 from raydistill.dataset.sieve import JUDGEMENTS
+from raydistill.dataset.spending import with_spent
 
 NO_PROMPT = Prompt("messages", [])
 
@@ -51,7 +52,7 @@ def judge_answers(plan: Plan, rubric: Rubric, config: CreateDataConfig, teacher:
         for answer in answers_from_table(table)
     )
     place = join(plan.folder, JUDGEMENTS)
-    ledger = _open(place, plan, num_rows)
+    ledger = _open(place, plan, num_rows, standing.manifest.spent)
     origin = Origin.of(plan.draft)
     work = Work(NO_PROMPT, plan.renderer, rows, num_rows, LedgerWriter(place, origin), pack_ids([]))
     asking = {
@@ -61,21 +62,21 @@ def judge_answers(plan: Plan, rubric: Rubric, config: CreateDataConfig, teacher:
         "stop": [],
         "top_logprobs": None,
         "answer_turns": "last",
-        "max_cost": None,  # the answers are paid for: without their grades they would be worth nothing
     }
-    with show_asking(num_rows, config.cost if config.prices else None) as progress:
+    with show_asking(num_rows, ledger.manifest) as progress:
         ask_missing(Asker(config.model_copy(update=asking), teacher, ledger, progress), work)
 
 
-def _open(place: str, plan: Plan, num_rows: int) -> OpenLedger:
-    """Return the ledger of judgements, with what is there already."""
+def _open(place: str, plan: Plan, num_rows: int, spent: dict[str, dict[str, int]]) -> OpenLedger:
+    """Return the ledger of judgements, with what is there already, and with all that was spent on the dataset."""
     counts = {"asked": num_rows, "answered": 0, "kept": 0, "dropped": {}}
     draft = dataclasses.replace(plan.draft, sampling={}, counts=counts)
     try:
         before = read_manifest(place)
         draft = dataclasses.replace(draft, answers=before.answers, tokens=before.tokens)
+        spent = {**spent, "judgements": before.tokens}  # what is not named yet is added below
     except NotFoundError:
         before = draft
-    ledger = OpenLedger(place, draft)
+    ledger = OpenLedger(place, with_spent(draft, spent), "judgements")
     ledger.add(find_unnamed(place, before.answers, Origin.of(plan.draft)))
     return ledger

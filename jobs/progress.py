@@ -50,16 +50,16 @@ def show_training(on_progress: TrainingProgress | None) -> Iterator[TrainingProg
 
 
 @contextlib.contextmanager
-def show_asking(num_rows: int, cost: Callable[[dict[str, int]], float] | None) -> Iterator[Callable[[Manifest], None]]:
-    """Give a function that takes the manifest of a dataset on its way and says in one line how far it is.
+def show_asking(num_rows: int, before: Manifest) -> Iterator[Callable[[Manifest], None]]:
+    """Give a function that takes the manifest of a dataset on its way and says in one line how far this run is.
 
     On a terminal the line stays in place; elsewhere there is a new one every LOG_SECONDS.
 
     Args:
         num_rows: (query, sample)s that are asked now.
-        cost: of tokens; None where there are no prices.
+        before: the manifest when that begins; all numbers of the line are what came since.
     """
-    line = _AskingLine(num_rows, cost)
+    line = _AskingLine(num_rows, before)
     console = Console(stderr=True)
     if not console.is_terminal:
         yield line.log
@@ -69,31 +69,29 @@ def show_asking(num_rows: int, cost: Callable[[dict[str, int]], float] | None) -
 
 
 class _AskingLine:
-    """Knows when asking began and with what, so that rates are of this run."""
+    """Knows when asking began and with what, so that every number is of this run."""
 
-    def __init__(self, num_rows: int, cost: Callable[[dict[str, int]], float] | None) -> None:
+    def __init__(self, num_rows: int, before: Manifest) -> None:
         self._num_rows = num_rows
-        self._cost = cost
+        self._before = before
         self._start = self._last_log = time.monotonic()
-        self._before: Manifest | None = None
 
     def describe(self, manifest: Manifest) -> str:
         """Return rows, rates, kept, dropped, cost and the time left."""
-        first = self._before = self._before or manifest
-        seconds = max(1e-3, time.monotonic() - self._start)
-        counts = manifest.counts
-        rows = counts["answered"] - first.counts["answered"]
-        tokens = manifest.tokens["completion"] - first.tokens["completion"]
+        before, seconds = self._before, max(1e-3, time.monotonic() - self._start)
+        rows = manifest.counts["answered"] - before.counts["answered"]
+        tokens = manifest.tokens["completion"] - before.tokens["completion"]
+        dropped = sum(manifest.counts["dropped"].values()) - sum(before.counts["dropped"].values())
         left = (self._num_rows - rows) / (rows / seconds) if rows else None
         parts = [
             f"asked {rows}/{self._num_rows}",
             f"{rows / seconds:.3g} rows/s",
             f"{tokens / seconds:.0f} tokens/s",
-            f"kept {counts['kept']}",
-            f"dropped {sum(counts['dropped'].values())}",
+            f"kept {manifest.counts['kept'] - before.counts['kept']}",
+            f"dropped {dropped}",
         ]
-        if self._cost is not None:
-            parts.append(f"cost {self._cost(manifest.tokens):.4g}")
+        if manifest.cost is not None:
+            parts.append(f"cost {manifest.cost - (before.cost or 0.0):.4g}")
         if left is not None:
             parts.append(f"{datetime.timedelta(seconds=round(left))} left")
         return "  ".join(parts)

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from jobs.budget import find_overrun
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Teacher
 from raydistill.core.answers import Commit
@@ -33,7 +34,7 @@ class Asker:
     """What is the same for all rows of one run.
 
     Attributes:
-        on_progress: told how far the ledger is, where it moved.
+        on_progress: told how far the ledger is, every POLL_SECONDS: where nothing comes, that is worth a line too.
     """
 
     config: CreateDataConfig
@@ -41,18 +42,9 @@ class Asker:
     ledger: OpenLedger
     on_progress: Callable[[Manifest], None]
 
-    def is_over_budget(self) -> bool:
-        """Return whether the dataset has cost max_cost."""
-        config = self.config
-        return config.max_cost is not None and config.cost(self.ledger.manifest.tokens) >= config.max_cost
-
-    def describe_budget(self) -> BudgetError:
-        """Return the error that says so."""
-        return BudgetError(
-            f"{self.ledger.folder}: its answers cost {self.config.cost(self.ledger.manifest.tokens):.4g} so far, and "
-            f"max_cost is {self.config.max_cost:g}. They are kept; raise max_cost and run the same command again to go "
-            "on."
-        )
+    def find_overrun(self) -> BudgetError | None:
+        """Return the error that says that the dataset has cost max_cost; None where more may be asked."""
+        return find_overrun(self.ledger.folder, self.ledger.manifest, self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +115,7 @@ class Watch:
             if commits or ended:
                 last_commit = time.monotonic()
                 self._take(commits, ended)
+            self._asker.on_progress(self._asker.ledger.manifest)
             self._asker.ledger.compact(self._in_work)
             self._count_replicas()
             if is_done:
@@ -148,13 +141,12 @@ class Watch:
         asker, first = self._asker, self._first
         if commits:
             asker.ledger.add(commits)
-            asker.on_progress(asker.ledger.manifest)
         self._in_work.difference_update(ended)
         if self._reason is None and first is not None and first.names.isdisjoint(self._in_work):
             self._first = None
             self._look_at(first)
-        if self._reason is None and asker.is_over_budget():
-            self._stop(asker.describe_budget())
+        if self._reason is None and (overrun := asker.find_overrun()):
+            self._stop(overrun)
 
     def _look_at(self, first: First) -> None:
         ledger = self._asker.ledger

@@ -187,10 +187,13 @@ class Manifest:
     teacher: dict[str, str]  # model, revision, tokenizer_digest, template_digest
     sampling: dict[str, Any]
     counts: dict[str, Any]  # asked, answered, kept, dropped {reason: n}
-    tokens: dict[str, int]  # prompt, cached, completion
+    tokens: dict[str, int]  # prompt, cached, completion: of the answers that were asked for
     shards: list[Shard] = field(default_factory=list)
     drops: list[Shard] = field(default_factory=list)
     answers: list[Shard] = field(default_factory=list)
+    spent: dict[str, dict[str, int]] = field(default_factory=dict)  # as tokens, by part; see dataset.spending
+    prices: dict[str, float | None] | None = None  # of a million tokens: input, cached_input, output
+    cost: float | None = None  # of all that was spent, by these prices
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,7 @@ def manifest_from_json(text: str | bytes) -> Manifest:
     data = json.loads(text)
     for key in ("shards", "drops", "answers"):
         data[key] = [Shard(**shard) for shard in data[key]]
+    data.setdefault("spent", {"answers": data["tokens"]})  # manifests of before do not tell the two apart
     return Manifest(**data)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -11,34 +11,36 @@ import ray
 from raydistill.core.answers import Commit
 from raydistill.core.records import Manifest, Shard
 from raydistill.dataset.ledger import choose_compaction, compact, delete_shards, replace_shards
+from raydistill.dataset.spending import Part, add_tokens, spend
 from raydistill.dataset.write import open_dataset, put_manifest
 
 
 class OpenLedger:
     """Names what asking actors committed in the manifest, and has it compacted by a Ray task, one at a time."""
 
-    def __init__(self, folder: str, draft: Manifest) -> None:
+    def __init__(self, folder: str, draft: Manifest, part: Part = "answers") -> None:
         """Say in the folder's manifest what is being asked (finished: false).
 
         Args:
             folder: the dataset's.
             draft: what is asked, and what is there of it.
+            part: what the tokens of its commits are spent on.
 
         Raises:
             ConflictError: another create_data is writing to this dataset.
         """
         self.folder = folder
         self.manifest = draft
+        self._part: Part = part
         self._etag = open_dataset(folder, draft)
         self._joining: tuple[list[Shard], Any] | None = None  # what is being joined, and the task's future
 
     def add(self, commits: Sequence[Commit]) -> None:
         """Name commits in the manifest."""
-        counts, tokens = self.manifest.counts, Counter(self.manifest.tokens)
-        dropped = Counter(counts["dropped"])
+        counts, dropped = self.manifest.counts, Counter(self.manifest.counts["dropped"])
         for commit in commits:
             dropped.update(commit.dropped)
-            tokens.update(commit.tokens)
+        added = [commit.tokens for commit in commits]
         counts = {
             **counts,
             "answered": counts["answered"] + sum(commit.pairs for commit in commits),
@@ -46,7 +48,13 @@ class OpenLedger:
             "dropped": dict(dropped),
         }
         answers = [*self.manifest.answers, *(commit.shard for commit in commits)]
-        self._put(dataclasses.replace(self.manifest, counts=counts, tokens=dict(tokens), answers=answers))
+        tokens = add_tokens(self.manifest.tokens, *added)
+        manifest = dataclasses.replace(self.manifest, counts=counts, tokens=tokens, answers=answers)
+        self._put(spend(manifest, self._part, *added))
+
+    def spend(self, part: Part, tokens: Mapping[str, int]) -> None:
+        """Note that tokens were spent on something that is no commit of this ledger."""
+        self._put(spend(self.manifest, part, tokens))
 
     def compact(self, in_work: AbstractSet[str]) -> None:
         """Have small objects joined where there are enough, and name what has been joined.

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from raydistill.core import storage
 from raydistill.core.errors import QualityError
+from raydistill.core.idset import ID_DIGITS
 from raydistill.core.records import Manifest
 from raydistill.core.uris import join
 from raydistill.dataset.export import JsonlExport
@@ -26,6 +27,7 @@ from raydistill.dataset.read import read_manifest_and_etag
 from raydistill.dataset.rules import Rules
 from raydistill.dataset.shards import ShardWriter
 from raydistill.dataset.sieve import Sieve, Terms, make_sieve
+from raydistill.dataset.spending import read_spent, with_spent
 from raydistill.dataset.write import put_manifest
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,9 @@ def finish_dataset(
     """
     terms = terms or Terms()
     manifest, etag = read_manifest_and_etag(folder)
-    shards = [*manifest.answers, *(commit.shard for commit in find_unnamed(folder, manifest.answers, Origin.of(draft)))]
+    unnamed = find_unnamed(folder, manifest.answers, Origin.of(draft))
+    spent = read_spent(folder, manifest, unnamed)
+    shards = [*manifest.answers, *(commit.shard for commit in unnamed)]
     while joined := choose_compaction(shards, at_end=True):
         shards = replace_shards(shards, joined, compact(folder, joined))
     asked = np.sort(asked)
@@ -61,13 +65,15 @@ def finish_dataset(
         counts = {**draft.counts, **sorted_out.pop("counts")}
         fault = _find_fault(counts, terms.max_dropped_share)
         manifest = dataclasses.replace(draft, finished=fault is None, counts=counts, answers=shards, **sorted_out)
+        manifest = with_spent(manifest, spent)
         if export is not None and fault is None:
             export.publish()
     put_manifest(folder, manifest, etag)
     _delete_old_shards(folder, manifest)
     clean(folder, shards)
     if fault is not None:
-        raise QualityError(f"{folder}: {fault} {_show_drops(read_table(folder, manifest.drops[0]))}")
+        drops = (read_table(folder, shard) for shard in manifest.drops)
+        raise QualityError(f"{folder}: {fault} {_show_drops(counts['dropped'], drops)}")
     if counts["dropped"]:
         logger.warning("%s: of %d answers, dropped: %s.", folder, counts["asked"], counts["dropped"])
     return manifest
@@ -109,12 +115,21 @@ def _find_fault(counts: dict[str, Any], max_dropped_share: float) -> str | None:
     return None
 
 
-def _show_drops(drops: pa.Table) -> str:
-    """Return the reasons of drops, the most frequent first, each with one detail."""
-    reasons, details = drops["reason"].to_pylist(), drops["detail"].to_pylist()
-    examples = dict(zip(reversed(reasons), reversed(details), strict=True))
-    lines = [f"\n  {number:>8} {reason}: {examples[reason]}" for reason, number in Counter(reasons).most_common()]
-    return "Dropped:" + "".join(lines)
+def _show_drops(numbers: Mapping[str, int], tables: Iterable[pa.Table]) -> str:
+    """Return the reasons of drops, the most frequent first, each with one detail.
+
+    Args:
+        numbers: of answers, by reason.
+        tables: of drops, read until there is a detail of each reason; there may be those of queries among them.
+    """
+    details: dict[str, str] = {}
+    for table in tables:
+        for reason, detail in zip(table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True):
+            details.setdefault(reason, detail)
+        if numbers.keys() <= details.keys():
+            break
+    ordered = sorted(numbers.items(), key=lambda item: -item[1])
+    return "Dropped:" + "".join(f"\n  {number:>8} {reason}: {details[reason]}" for reason, number in ordered)
 
 
 def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: int, rules: Rules = LEAST) -> None:
@@ -124,7 +139,7 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
         folder: the dataset's.
         manifest: names the ledger's objects.
         asked: sorted packed ids of the first (query, sample)s.
-        min_kept: of their answers.
+        min_kept: so many of them; of a conversation every answer must be good.
         rules: what an answer must be; a judge is not asked yet.
 
     Raises:
@@ -132,13 +147,17 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
     """
     origin, rules = Origin.of(manifest), dataclasses.replace(rules, threshold=None)
     found = [keep_table(answers, origin, rules) for answers in pick_rows(folder, manifest.answers, asked)]
-    num_kept = sum(examples.num_rows for examples, _ in found)
+    drops = [drops for _, drops in found]
+    num_answers = sum(examples.num_rows + dropped.num_rows for examples, dropped in found)
+    spoiled = {identifier[:ID_DIGITS] for table in drops for identifier in table["id"].to_pylist()}
+    num_kept = len(asked) - len(spoiled)
     if num_kept < min_kept:
-        drops = pa.concat_tables([drops for _, drops in found])
+        reasons = Counter(reason for table in drops for reason in table["reason"].to_pylist())
+        what = "answers" if num_answers == len(asked) else "conversations"
         raise QualityError(
-            f"{folder}: of the first {num_kept + drops.num_rows} answers {num_kept} can be used, smoke_min_kept is "
-            f"{min_kept}; nothing more was asked. Mend the reasons (P, max_tokens, the rules), then run the same "
-            f"command again: what is answered is not asked again. {_show_drops(drops)}"
+            f"{folder}: of the first {len(asked)} {what} {num_kept} can be used, smoke_min_kept is {min_kept}; nothing "
+            "more was asked. Mend the reasons (P, max_tokens, the rules), then run the same command again: what is "
+            f"answered is not asked again. {_show_drops(reasons, drops)}"
         )
 
 

@@ -11,7 +11,7 @@ from raydistill.core.prompts import Prompt
 from raydistill.core.records import Answer, Message, TokenRequest, TokenResult
 from raydistill.renderers import Renderer
 from raydistill.teacher.attempt import AskSettings, failed_result
-from raydistill.teacher.rows import render_messages
+from raydistill.teacher.rows import render_messages, split_turns
 
 
 class Ask(Protocol):
@@ -24,11 +24,11 @@ class Ask(Protocol):
 
 @dataclasses.dataclass
 class _Talk:
-    """One row on its way: what was said so far, and the user turns that are still to be answered."""
+    """One row on its way: what was said so far, and the turns that are still to be said and answered."""
 
     row: dict[str, Any]
     said: list[Message]
-    to_say: list[Message]
+    to_say: list[list[Message]]
     answers: list[Answer]
 
 
@@ -51,20 +51,14 @@ class Conversation:
         return [answer for talk in talks for answer in talk.answers]
 
     def _open(self, row: dict[str, Any]) -> _Talk:
-        messages: list[Message] = json.loads(row["messages"])
-        if not self._settings.all_turns:
-            return _Talk(row, messages[:-1], messages[-1:], [])
-        # The teacher answers every user turn itself, so answers that the query brought along are left out.
-        given = [message for message in messages if message["role"] != "assistant"]
-        first = next(index for index, message in enumerate(given) if message["role"] == "user")
-        return _Talk(row, given[:first], given[first:], [])
+        return _Talk(row, [], split_turns(json.loads(row["messages"]), self._settings.all_turns), [])
 
     def _answer_turn(self, talks: list[_Talk]) -> None:
-        """Let each of them say its next user turn and have it answered."""
+        """Let each of them say its next turn and have it answered."""
         requests: list[TokenRequest] = []
         asked: list[_Talk] = []
         for talk in talks:
-            _say_next(talk)
+            talk.said += talk.to_say.pop(0)
             before = talk.answers[-1] if talk.answers else None
             if before is not None and (before.error is not None or before.finish_reason != "stop"):
                 reason = before.error or f"it ended with {before.finish_reason!r}"
@@ -131,12 +125,3 @@ class Conversation:
 def _cut(text: str, stop: Sequence[str]) -> str:
     """Return what stands before the first stop text."""
     return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]
-
-
-def _say_next(talk: _Talk) -> None:
-    """Move the next user turn, and system messages before it, from what is to be said to what was said."""
-    while talk.to_say:
-        message = talk.to_say.pop(0)
-        talk.said.append(message)
-        if message["role"] == "user":
-            return

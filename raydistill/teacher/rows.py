@@ -123,6 +123,25 @@ def render_messages(messages: list[Message], prompt: Prompt, renderer: Renderer)
     return renderer.build_generation_prompt(shown).to_ints()
 
 
+def split_turns(messages: list[Message], all_turns: bool) -> list[list[Message]]:
+    """Return what of a query is said before each answer; together, with the answers between, they are the conversation.
+
+    Args:
+        messages: the query's.
+        all_turns: whether every user turn is answered, or the last one only, on the history as it is.
+    """
+    if not all_turns:
+        return [messages]
+    turns: list[list[Message]] = [[]]
+    for message in messages:
+        if message["role"] == "assistant":  # the teacher answers every user turn itself
+            continue
+        turns[-1].append(message)
+        if message["role"] == "user":
+            turns.append([])
+    return turns[:-1]  # a query ends with a user's message
+
+
 def find_rows(queries: Iterable[Query], choice: Choice, done: np.ndarray) -> Iterator[dict[str, Any]]:
     """Yield rows of REQUEST_SCHEMA for the chosen (query, sample)s that are not done.
 

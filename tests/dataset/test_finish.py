@@ -10,12 +10,13 @@ import pytest
 
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError, ConflictError, DatasetError, NotFoundError, QualityError
-from raydistill.core.records import Manifest, Shard, digest
+from raydistill.core.records import Drop, Manifest, Shard, digest
 from raydistill.dataset import ledger, shards
 from raydistill.dataset.finish import Terms, check_first, finish_dataset
 from raydistill.dataset.keep import Origin
 from raydistill.dataset.ledger import choose_compaction, compact, find_unnamed, read_marks
 from raydistill.dataset.read import read_examples, read_manifest
+from raydistill.dataset.rules import Rules
 from raydistill.dataset.write import check_output, open_dataset, put_manifest
 from tests.dataset.ledger import DRAFT, commit, make_answer, make_id, pack
 from tests.jsonl import write_jsonl
@@ -53,6 +54,18 @@ def test_finish_dataset_accounts_for_all_and_counts_an_id_once(folder: Path) -> 
     (drops,) = manifest.drops
     reasons = {row["reason"]: row["detail"] for row in pq.read_table(folder / drops.uri).to_pylist()}
     assert reasons == {"empty": "", "truncated": "no end after 3 tokens"}
+
+
+def test_equal_answers_end_as_one_example_and_a_drop(folder: Path) -> None:
+    commit(folder, "z-0", [make_answer(name, text="The very same answer to both of them.") for name in "pq"])
+    manifest = finish(folder, *"apq", rules=Rules(near_copies=1.0))
+    assert manifest.counts == {"asked": 3, "answered": 3, "kept": 2, "dropped": {"duplicate": 1}}
+    stays, goes = sorted(map(make_id, "pq"))
+    assert {example.id for example in read_examples(str(folder))[0]} == {make_id("a"), stays}
+    (drops,) = manifest.drops
+    (drop,) = pq.read_table(folder / drops.uri).to_pylist()
+    assert (drop["id"], drop["reason"]) == (goes, "duplicate")
+    assert drop["detail"] == f"a near copy of {stays} (similarity 1.00)"
 
 
 def test_finish_dataset_joins_the_ledger_and_leaves_no_small_object(folder: Path) -> None:
@@ -140,6 +153,17 @@ def test_too_many_drops_fail_the_job_and_keep_what_was_kept(folder: Path) -> Non
     assert finish(folder, *"abcde", max_dropped_share=0.4).finished
 
 
+def test_the_table_of_reasons_counts_all_answers_and_no_query(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 1)
+    commit(folder, "z-0", [make_answer(name, finish_reason="length") for name in "xyz"])
+    near = [Drop(None, make_id(name), 0, "near_duplicate", "like another") for name in "pq"]
+    with pytest.raises(QualityError, match="5 of 8 answers were dropped") as caught:
+        finish(folder, *"abcdexyz", max_dropped_share=0.3, not_asked=near)
+    assert len(read_manifest(str(folder)).drops) == 7
+    table = str(caught.value).partition("Dropped:\n")[2]
+    assert table == "         4 truncated: no end after 3 tokens\n         1 empty: "
+
+
 def test_first_answers_that_cannot_be_used_are_shown(folder: Path) -> None:
     finish(folder, *"abcde")
     manifest = read_manifest(str(folder))
@@ -147,6 +171,20 @@ def test_first_answers_that_cannot_be_used_are_shown(folder: Path) -> None:
     with pytest.raises(QualityError, match="of the first 3 answers 2 can be used") as caught:
         check_first(str(folder), manifest, np.sort(pack(*"abc")), 3)
     assert "1 truncated" in str(caught.value)
+
+
+def test_a_first_conversation_counts_once_and_only_with_all_its_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "talk"
+    answers = []
+    for name, fault in (("a", {}), ("b", {"text": " "}), ("c", {})):
+        first = make_answer(name)
+        answers += [first, make_answer(name, **{"id": f"{first.id}-1", "turn": 1, "text": "later", **fault})]
+        answers += [make_answer(name, id=f"{first.id}-2", turn=2, text="last")]
+    draft = dataclasses.replace(DRAFT, answers=[commit(folder, "x-0", answers)])
+    open_dataset(str(folder), draft)
+    check_first(str(folder), draft, np.sort(pack(*"abc")), 2)
+    with pytest.raises(QualityError, match="of the first 3 conversations 2 can be used"):
+        check_first(str(folder), draft, np.sort(pack(*"abc")), 3)
 
 
 def test_small_objects_are_joined_when_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What create_data makes of its input before Ray starts: bad input is refused, and the rows to ask are chosen."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from jobs import create_data, data_plan
+from jobs import create_data, data_plan, runtime
+from jobs.data_config import CreateDataConfig
 from raydistill.core.errors import ConfigError
-from raydistill.core.idset import pack_ids
+from raydistill.core.idset import pack_ids, unpack_ids
+from raydistill.dataset.write import open_dataset
 from raydistill.engine.config import EngineConfig
 from raydistill.queries.read import read_queries
 from raydistill.teacher.rows import Choice
+from tests.dataset.ledger import commit, make_answer
 from tests.jobs.create_data_desk import Desk, contents
 from tests.processes import run_job
 
@@ -121,6 +125,46 @@ def test_bad_input_a_prompt_that_leaves_no_room(tmp_path: Path, model_dir: str) 
     with pytest.raises(ConfigError, match=r"teacher\.max_model_len"):
         create_data.run(desk.config(), engine=EngineConfig(max_model_len=128))
     assert not desk.output.exists()
+
+
+def test_a_dataset_that_has_cost_max_cost_starts_nothing(
+    tmp_path: Path, model_dir: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = Desk(tmp_path, model_dir, [f"Budget {index}" for index in range(12)])
+    config = desk.config(prices={"input": 0, "output": 1e6}, max_cost=5)
+    plan = data_plan.make_plan(config)
+    spent = {"prompt": 0, "cached": 0, "completion": 5}
+    open_dataset(plan.folder, dataclasses.replace(plan.draft, spent={"queries": spent}))
+    before = contents(tmp_path)
+    assert run_command(config, monkeypatch) == 1
+    assert "5 so far, and max_cost is 5" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_answers_that_cannot_be_used_end_with_status_1(
+    tmp_path: Path, model_dir: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = Desk(tmp_path, model_dir, [f"Useless {index}" for index in range(10)])
+    config = desk.config()
+    plan = data_plan.make_plan(config)
+    ids = unpack_ids(plan.choice.row_ids())
+    open_dataset(plan.folder, plan.draft)
+    commit(desk.output, "x-0", [make_answer(name, id=name, finish_reason="length") for name in ids])
+    assert run_command(config, monkeypatch) == 1
+    assert "not one of 10 answers is usable" in capsys.readouterr().err
+
+
+def run_command(config: CreateDataConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the command in this process, as a shell does, and return its status; it must not come as far as Ray."""
+    monkeypatch.setattr(create_data, "connect", lambda _: pytest.fail("it went on"))
+    monkeypatch.setattr(runtime, "set_up_logging", lambda: None)
+    given = config.model_dump(exclude_unset=True)
+    prices = given.pop("prices", {})
+    values = {**given, **{f"prices.{key}": price for key, price in prices.items()}}
+    monkeypatch.setattr("sys.argv", ["create_data", *(f"{key}={value}" for key, value in values.items())])
+    with pytest.raises(SystemExit) as ended:
+        runtime.run_main(create_data.main)
+    return ended.value.code
 
 
 def test_main_ends_with_status_2_and_every_fault(tmp_path: Path, model_dir: str) -> None:

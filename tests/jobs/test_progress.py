@@ -1,12 +1,13 @@
 """What a run of create_data says of itself: the plan before it, one line on its way."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from jobs import progress
-from jobs.budget import estimate_tokens
+from jobs.budget import STAND_IN, estimate_tokens
 from jobs.data_config import CreateDataConfig, PriceConfig
 from jobs.data_plan import make_plan
 from jobs.progress import show_asking
@@ -14,31 +15,50 @@ from raydistill.core.records import Manifest
 from raydistill.teacher.rows import render_messages
 from tests.dataset.ledger import DRAFT
 from tests.jobs.create_data_desk import Desk
+from tests.jsonl import write_jsonl
 
 
-def make_manifest(answered: int, tokens: int) -> Manifest:
-    counts = {"asked": 100, "answered": answered, "kept": answered - 1, "dropped": {"empty": 1}}
-    return dataclasses.replace(DRAFT, counts=counts, tokens={"prompt": 10 * tokens, "cached": 0, "completion": tokens})
+def make_manifest(answered: int, tokens: int, dropped: int = 1) -> Manifest:
+    counts = {"asked": 100, "answered": answered, "kept": answered - dropped, "dropped": {"empty": dropped}}
+    all_tokens = {"prompt": 10 * tokens, "cached": 0, "completion": tokens}
+    return dataclasses.replace(DRAFT, counts=counts, tokens=all_tokens, cost=tokens / 1000)
 
 
-def test_the_line_has_rates_of_this_run_and_fits_a_terminal(monkeypatch, caplog):
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, to be set."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_line_has_rates_of_this_run_and_fits_a_terminal(monkeypatch, caplog, clock):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
-    clock = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    with caplog.at_level("INFO"), show_asking(80, lambda tokens: tokens["completion"] * 0.001) as show:
-        show(make_manifest(20, 1000))
+    with caplog.at_level("INFO"), show_asking(80, make_manifest(20, 1000)) as show:
         clock[0] = 110.0
         show(make_manifest(60, 3000))
-    last = caplog.messages[-1]
-    assert last == "asked 40/80  4 rows/s  200 tokens/s  kept 59  dropped 1  cost 3  0:00:10 left"
+    (last,) = caplog.messages
+    assert last == "asked 40/80  4 rows/s  200 tokens/s  kept 40  dropped 0  cost 2  0:00:10 left"
     assert len(last) <= 80
 
 
-def test_a_log_gets_a_line_now_and_then_only(caplog):
-    with caplog.at_level("INFO"), show_asking(80, None) as show:
-        for answered in range(2, 50):
-            show(make_manifest(answered, answered))
-    assert caplog.messages == []
+def test_asked_is_kept_and_dropped_in_one_line(monkeypatch, caplog, clock):
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    with caplog.at_level("INFO"), show_asking(70, make_manifest(8, 0, dropped=2)) as show:
+        for answered, dropped in ((8, 2), (24, 3), (32, 3)):
+            clock[0] += 1
+            show(make_manifest(answered, 0, dropped))
+    numbers = [[int(found) for found in re.findall(r"(?:asked|kept|dropped) (\d+)", line)] for line in caplog.messages]
+    assert numbers == [[0, 0, 0], [16, 15, 1], [24, 23, 1]]
+
+
+def test_a_log_gets_a_line_every_30_seconds(caplog, clock):
+    with caplog.at_level("INFO"), show_asking(80, make_manifest(2, 2)) as show:
+        seen = []
+        for clock[0] in (100.5, 129.0, 130.0, 159.0, 159.9, 160.0):
+            show(make_manifest(2, 2))
+            seen.append(len(caplog.messages))
+    assert seen == [0, 0, 1, 1, 1, 2]
 
 
 def test_prices_are_for_a_million_tokens():
@@ -61,6 +81,29 @@ def test_the_plan_is_told_in_tokens_and_money(tmp_path: Path, model_dir: str):
     text = estimate.describe(config)
     least = estimate.prompt - estimate.cached
     assert text.endswith(f"; from {least:.4g} for the prompts alone to {least + 70:.4g}, max_cost is 50")
+
+
+def test_the_plan_of_conversations_counts_every_turn(tmp_path: Path, model_dir: str):
+    desk = Desk(tmp_path, model_dir, [])
+    turns = [{"role": "user", "content": f"Turn {turn} is long enough to count."} for turn in range(3)]
+    history = [turns[0], {"role": "assistant", "content": "left out " * 50}, *turns[1:]]
+    write_jsonl(desk.queries, {"messages": history}, {"messages": turns[:1]})
+    prices = {"input": 1e6, "output": 1e6}
+    config = desk.config(num_examples=2, max_tokens=7, answer_turns="all", prices=prices)
+    plan = make_plan(config)
+    estimate = estimate_tokens(plan, config, 2)
+    answer = {"role": "assistant", "content": STAND_IN}
+    talk = [turns[0], answer, turns[1], answer, turns[2]]
+    prompts = [talk[:1], talk[:1], talk[:3], talk]
+    lengths = [len(render_messages(messages, plan.prompt, plan.renderer)) for messages in prompts]
+    assert estimate.prompt == sum(lengths)
+    assert estimate.completion == 4 * 7
+    assert estimate.repeated == (1 + 2) * 7
+    most = estimate.prompt + estimate.repeated + estimate.completion
+    assert estimate.describe(config).endswith(f"prompts alone to {most:.4g}")
+    assert "read again as at most 21 prompt tokens" in estimate.describe(config)
+    single = estimate_tokens(plan, config.model_copy(update={"answer_turns": "last"}), 2)
+    assert (single.completion, single.repeated) == (2 * 7, 0)
 
 
 @pytest.mark.parametrize(

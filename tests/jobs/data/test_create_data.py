@@ -1,6 +1,7 @@
 """create_data over real Ray Data and Serve, with a hash for a teacher: nothing lost, nothing twice, all counted."""
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import create_data
+from jobs.data_config import PriceConfig
 from jobs.data_plan import EXPANDED
 from raydistill.core.errors import BudgetError, ConflictError, QualityError
 from raydistill.core.records import Manifest
@@ -22,6 +24,10 @@ ODD = ["TRUNCATE a", "TRUNCATE b", "EMPTY a", "FAIL a", "LATER a", "long " * 400
 EVERYTHING = {"num_examples": 38, "max_attempts": 5, "smoke_min_kept": 0}
 
 
+def sum_completion(manifest: Manifest) -> int:
+    return sum(tokens["completion"] for tokens in manifest.spent.values())
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory, model_dir: str, teacher: Any) -> Desk:
     """A desk whose dataset was made by a teacher with every fault."""
@@ -30,7 +36,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, model_dir: str, teacher: Any)
     create_data.run(made.config(**EVERYTHING), teacher[0], on_progress=progress.append)
     answered = [now.counts["answered"] for now in progress]
     assert answered[-1] == 38
-    assert answered == sorted(set(answered))
+    assert answered == sorted(answered)
     assert sum(progress[-1].counts["dropped"].values()) == 6
     return made
 
@@ -68,8 +74,40 @@ def test_create_data_again_asks_nothing_and_failed_rows_only_when_told(desk: Des
 
     retried = create_data.run(desk.config(**EVERYTHING, retry_failed=True), handle)
     assert num_asked(log) == asked + 5 + 1  # FAIL five times, LATER once; what is too long is never sent
+    assert sum_completion(retried) > sum_completion(manifest) == manifest.tokens["completion"]
     assert retried.counts["dropped"] == {"truncated": 2, "empty": 1, "failed": 1, "too_long": 1}
     assert retried.fingerprint == manifest.fingerprint
+
+
+def test_the_plan_is_logged_before_anything_is_asked(
+    tmp_path: Path, model_dir: str, teacher: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, [f"Plan {index}" for index in range(10)])
+    seen: list[tuple[str, int]] = []  # what was logged, and how many rows had been asked then
+
+    def note(record: logging.LogRecord) -> bool:
+        seen.append((record.getMessage(), num_asked(log) - before))
+        return True
+
+    before = num_asked(log)
+    caplog.set_level(logging.INFO, create_data.logger.name)
+    create_data.logger.addFilter(note)
+    try:
+        create_data.run(desk.config(), handle, on_progress=lambda _: None)
+    finally:
+        create_data.logger.removeFilter(note)
+    assert [asked for text, asked in seen if text.startswith("to ask: 10 rows, about ")] == [0]
+    assert num_asked(log) == before + 10
+
+
+def test_progress_is_told_while_nothing_is_committed(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    desk = Desk(tmp_path, model_dir, ["SLOW enough to wait for"])
+    answered: list[int] = []
+    config = desk.config(num_examples=1, timeout_seconds=4, max_attempts=2, smoke_rows=0)
+    create_data.run(config, teacher[0], on_progress=lambda now: answered.append(now.counts["answered"]))
+    assert answered.count(0) >= 4, "a teacher that takes its time is told of, too"
+    assert answered[-1] == 1
 
 
 @pytest.mark.parametrize(
@@ -139,14 +177,22 @@ def test_asking_stops_at_max_cost_and_goes_on_with_a_larger_one(tmp_path: Path, 
     before = num_asked(log) - asked
     manifest = read_manifest(str(desk.output))
     assert not manifest.finished
-    assert config.cost(manifest.tokens) >= 100
+    assert manifest.cost == config.cost(manifest.tokens) >= 100
     assert before < 400, "it stopped"
     assert manifest.counts["answered"] == before, "all that was asked was kept"
+    for _ in range(2):
+        with pytest.raises(BudgetError, match="max_cost is 100"):
+            create_data.run(config, handle, on_progress=lambda _: None)
+    assert num_asked(log) - asked == before, "the money is spent, so nothing more is asked"
 
     manifest = create_data.run(config.model_copy(update={"max_cost": 1e9}), handle, on_progress=lambda _: None)
     assert manifest.finished
     assert num_asked(log) == asked + 400
     assert manifest.counts["kept"] == 400
+    fewer = create_data.run(config.model_copy(update={"num_examples": 20}), handle)
+    assert fewer.cost == manifest.cost == manifest.tokens["completion"] > fewer.tokens["completion"]
+    with pytest.raises(BudgetError, match=f"cost {manifest.cost:.4g} so far"):
+        create_data.run(config.model_copy(update={"num_samples": 2, "num_examples": 401}), handle)
 
 
 def test_the_teacher_writes_queries_once_where_there_are_too_few(tmp_path: Path, model_dir: str, teacher: Any) -> None:
@@ -162,15 +208,30 @@ def test_the_teacher_writes_queries_once_where_there_are_too_few(tmp_path: Path,
     asked = num_asked(log)
     assert create_data.run(config, handle, on_progress=lambda _: None) == manifest
     assert num_asked(log) == asked
+    assert manifest.spent["answers"] == manifest.tokens
+    assert manifest.spent["queries"]["prompt"] > manifest.spent["queries"]["completion"] > 0
+
+    prices = {"input": 0, "output": 1e6}
+    more = config.model_copy(update={"num_examples": 60, "prices": PriceConfig.model_validate(prices), "max_cost": 1.0})
+    with pytest.raises(BudgetError, match="max_cost is 1"):
+        create_data.run(more, handle)
+    assert num_asked(log) == asked
+    cost = sum_completion(manifest)
+    with pytest.raises(BudgetError, match=f"max_cost is {cost + 1}"):
+        create_data.run(more.model_copy(update={"max_cost": float(cost + 1)}), handle)
+    on_its_way = read_manifest(str(desk.output))
+    assert on_its_way.spent["answers"] == manifest.spent["answers"], "the queries took all there was"
+    assert on_its_way.spent["queries"]["completion"] > manifest.spent["queries"]["completion"]
 
 
 def test_a_judge_grades_once_and_another_threshold_asks_nothing(tmp_path: Path, model_dir: str, teacher: Any) -> None:
     handle, log = teacher
     desk = Desk(tmp_path, model_dir, [f"Judge {index}" for index in range(30)])
 
-    def run(**judge: Any) -> dict[str, Any]:
+    def run(max_cost: float | None = None, **judge: Any) -> dict[str, Any]:
         table = {"rubric": "Is it short?", "lowest_score": 0, "highest_score": 9, "sees_prompt": False, **judge}
-        config = desk.config(num_examples=30, judge=table, max_dropped_share=1.0)
+        prices = {"input": 0, "output": 1e6}
+        config = desk.config(num_examples=30, judge=table, max_dropped_share=1.0, prices=prices, max_cost=max_cost)
         return create_data.run(config, handle, on_progress=lambda _: None).counts
 
     asked = num_asked(log)
@@ -182,8 +243,18 @@ def test_a_judge_grades_once_and_another_threshold_asks_nothing(tmp_path: Path, 
     fewer = run(threshold=5)
     assert num_asked(log) == asked + 60
     assert fewer["kept"] + fewer["dropped"].get("low_score", 0) == graded
+    before = read_manifest(str(desk.output))
+    assert before.spent["judgements"]["completion"] > 0
+    assert before.cost == sum_completion(before) > before.tokens["completion"]
+    for max_cost in (before.cost, before.cost + 1):
+        with pytest.raises(BudgetError, match="max_cost is"):
+            run(max_cost, threshold=5, rubric="Is it long?")
+    assert asked + 60 < num_asked(log) <= asked + 90, "the second time some were graded"
     run(threshold=5, rubric="Is it long?")
     assert num_asked(log) == asked + 90
+    after = read_manifest(str(desk.output))
+    assert after.spent["judgements"]["completion"] > before.spent["judgements"]["completion"]
+    assert after.cost == sum_completion(after) and after.spent["answers"] == before.spent["answers"]
 
 
 def test_new_rules_ask_nothing_and_near_queries_are_not_asked(tmp_path: Path, model_dir: str, teacher: Any) -> None:
