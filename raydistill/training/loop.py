@@ -109,7 +109,7 @@ class _Run:
             checkpoint_activations(model)
         self._flops_a_token = FLOPS_A_PARAMETER_AND_TOKEN * count_parameters(model)
         self._peak_flops = peak_flops(setting.device, job.dtype)
-        name, damaged = self._agree(find_checkpoint(job.log_uri) if setting.rank == 0 else None)
+        name, damaged = self._agree(self._find_checkpoint() if setting.rank == 0 else None)
         if name is None:
             engine = self._make_engine(model)
             indices = rows_of_step(job.plan, 0)[: job.engine.micro_batch_size or CHECKED_ROWS]
@@ -122,13 +122,18 @@ class _Run:
             load_moments(engine, self._state.step, folder)
             if setting.rank == 0:
                 self._best = load_best(folder, self._state)
-                for other in damaged:
-                    delete_checkpoint(job.log_uri, other)
         return engine, {
             "run/resumed_from": name,
             "run/workers": setting.num_workers,
             "run/damaged_checkpoints": damaged,
         }
+
+    def _find_checkpoint(self) -> tuple[str | None, list[str]]:
+        """Return what the run goes on from; damaged ones go, because they would count among those that are kept."""
+        name, damaged = find_checkpoint(self._job.log_uri)
+        for other in damaged:
+            delete_checkpoint(self._job.log_uri, other)
+        return name, damaged
 
     def _open_teacher(self) -> None:
         """Let P's shared prefix be computed and checked, where rows have a teacher."""

@@ -55,6 +55,17 @@ def test_run_goes_on_from_the_last_whole_checkpoint_on_other_workers_and_stage(r
     assert _curve(resumed, held_out) == pytest.approx(_curve(calm, held_out), abs=1e-5)
 
 
+def test_run_starts_anew_and_deletes_the_checkpoints_when_all_are_damaged(runs):
+    calm, anew = runs["calm"], runs["anew"]
+    lines = read_metrics(anew.log_uri)
+    damaged = lines[0]["run/damaged_checkpoints"]
+    assert "run/resumed_from" not in lines[0] and len(damaged) == 3
+    assert _curve(anew) == pytest.approx(_curve(calm), abs=1e-5)
+    names = list_checkpoints(anew.log_uri)
+    assert [name[:11] for name in names] == ["step-000012", "step-000008"] and not set(names) & set(damaged)
+    assert find_checkpoint(anew.log_uri) == (names[0], [])
+
+
 def test_best_adapter_is_kept_and_the_run_stops_when_the_held_out_loss_falls_no_more(runs):
     job = runs["stopped"]
     held_out = {line["step"]: line["validation/loss_nats"] for line in read_metrics(job.log_uri)}
