@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydistill.core.errors import TrainingError
 from raydistill.training import attention
@@ -37,8 +37,15 @@ FILLER_ROW = -1  # the fillers' own row: no other row sees them
 def load_student(
     model_dir: str, rank: int, alpha: int, seed: int, dtype: str, targets: Sequence[str] | None = None
 ) -> PeftModel:
-    """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed."""
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed.
+
+    It is in evaluation mode and has no dropout in training mode either: it must say what the served model says, and
+    the held-out loss must not be a random number.
+    """
+    config = _without_dropout(AutoConfig.from_pretrained(model_dir))
+    base = AutoModelForCausalLM.from_pretrained(
+        model_dir, config=config, dtype=DTYPES[dtype], attn_implementation="sdpa"
+    )
     attention.give_rows(base)
     names = list(targets) if targets else linear_layers(base)
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
@@ -49,13 +56,22 @@ def load_student(
             if isinstance(module, LoraLayer):
                 # It would cast what comes in to float32, and autocast at once back to bfloat16.
                 module.cast_input_dtype_enabled = False
-    return model  # pyright: ignore[reportReturnType]
+    return model.eval()  # pyright: ignore[reportReturnType]
+
+
+def _without_dropout(config: Any) -> Any:
+    """Return the config with all shares of what is dropped at 0: OPT's and GPT-2's are 0.1, under several names."""
+    for part in (config, config.get_text_config()):
+        for name, value in part.to_dict().items():
+            if "drop" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
+    return config
 
 
 def checkpoint_activations(model: Any) -> None:
     """Keep only what enters each layer and compute the rest again in the backward pass: less memory, more time."""
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # transformers checkpoints in training mode only; our adapters have no dropout, bases seldom do
+    model.train()  # transformers checkpoints in training mode only
 
 
 def linear_layers(base: Any) -> list[str]:
