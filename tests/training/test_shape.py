@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from raydistill.core.errors import ConfigError
 from raydistill.training.batches import EncodedRow, plan_steps
@@ -34,6 +35,14 @@ def test_unknown_targets_are_named_with_the_known_ones(model_dir):
     check_targets(["q_proj"], shape)
     with pytest.raises(ConfigError, match=r"no linear layer qproj, lm_head.*did you mean q_proj.*up_proj"):
         check_targets(["qproj", "lm_head"], shape)
+
+
+def test_student_without_linear_layers_is_refused(tmp_path):
+    AutoConfig.for_model("gpt2", vocab_size=90, n_embd=32, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    shape = read_shape(str(tmp_path))
+    for targets in (None, ["c_attn"]):
+        with pytest.raises(ConfigError, match="no linear layer but its head that could carry an adapter"):
+            check_targets(targets, shape)
 
 
 @pytest.mark.parametrize(
