@@ -37,7 +37,7 @@ from raydistill.training.saved import (
     find_checkpoint,
     publish_checkpoint,
 )
-from raydistill.training.steps import Setting, apply_step, backward_step, idle_step, validate
+from raydistill.training.steps import Setting, apply_step, backward_step, find_not_finite, idle_step, validate
 from raydistill.training.teacher import Memory, check_teacher, open_prefix
 from raydistill.training.usage import FLOPS_A_PARAMETER_AND_TOKEN, count_parameters, memory_mib, peak_flops
 from raydistill.training.zero import clip_gradients, gradient_norm, start_engine
@@ -79,10 +79,17 @@ class _Run:
         self._resumed = resumed
 
     def go(self) -> None:
-        """Do all steps that are left."""
+        """Do all steps that are left; the metrics of those that are done are written however it ends."""
+        try:
+            self._go()
+        finally:
+            if self._log is not None:
+                self._log.write()
+
+    def _go(self) -> None:
         job = self._job
         if self._state.step == 0:
-            self._add({"step": 0, **self._resumed, **self._evaluate()})
+            self._add({"step": 0, **self._resumed, **self._evaluate(0)})
             self._resumed = {}
         while self._state.step < job.plan.num_steps and not self._state.stopped:
             step = self._state.step + 1
@@ -90,7 +97,11 @@ class _Run:
             line = self._step(step) | self._resumed
             self._resumed = {}
             if is_last or step % job.rhythm.eval_every == 0:
-                line |= self._evaluate()
+                try:
+                    line |= self._evaluate(step)
+                except DivergenceError:
+                    self._add(line)  # its loss and gradients led there
+                    raise
             loss = line.get("validation/loss_nats")
             self._state = self._state.after(step, loss, job.rhythm.patience)
             self._keep_best(loss)
@@ -192,14 +203,15 @@ class _Run:
             line["train/model_flops_utilisation"] = flops / seconds / (self._peak_flops * self._setting.num_workers)
         return line
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, step: int) -> dict[str, float]:
         if not self._held_out:
             return {}
-        means = validate(self._engine, self._held_out, self._job.plan.batch_size, self._setting)
+        batch_size = self._job.plan.batch_size
+        means = validate(self._engine, self._held_out, batch_size, self._setting)
         if not math.isfinite(means.loss):
-            raise DivergenceError(
-                f"The held-out loss after step {self._state.step} became {means.loss}: set a lower learning_rate."
-            )
+            rows = find_not_finite(self._engine, self._held_out, batch_size, self._setting, NAMED_ROWS)
+            what = f"The held-out loss became {means.loss}: set a lower learning_rate, or dtype=float32."
+            raise DivergenceError(_locate(step, what, rows))
         return means.to_metrics("validation")
 
     def _keep_best(self, held_out_loss: float | None) -> None:
