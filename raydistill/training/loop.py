@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from raydistill.core.errors import DivergenceError, TrainingError
 from raydistill.core.models import resolve_model
-from raydistill.training.batches import EncodedRow, rows_of_step
+from raydistill.training.batches import EncodedRow, group_rows, rows_of_step
 from raydistill.training.checkpoint import (
     Weights,
     gather_adapter,
@@ -64,6 +64,11 @@ def train(job: Job, setting: Setting) -> None:
         if not is_shortage(error):
             raise
         raise TrainingError(explain_shortage(job, setting)) from error
+
+
+def pick_checked(rows: Sequence[EncodedRow], micro_batch_size: int | None) -> list[EncodedRow]:
+    """Return the first rows that one pack of the training may hold; more at once may be more than memory holds."""
+    return group_rows(rows[: micro_batch_size or CHECKED_ROWS], None)[0]
 
 
 class _Run:
@@ -123,8 +128,8 @@ class _Run:
         name, damaged = self._agree(self._find_checkpoint() if setting.rank == 0 else None)
         if name is None:
             engine = self._make_engine(model)
-            indices = rows_of_step(job.plan, 0)[: job.engine.micro_batch_size or CHECKED_ROWS]
-            check_packing(engine, [self._rows[index] for index in indices], job.dtype, setting.device)
+            rows = [self._rows[index] for index in rows_of_step(job.plan, 0)]
+            check_packing(engine, pick_checked(rows, job.engine.micro_batch_size), job.dtype, setting.device)
             return engine, {"run/damaged_checkpoints": damaged} if damaged else {}
         with fetch_checkpoint(job.log_uri, name) as folder:
             self._state = load_weights(model, folder)
@@ -152,7 +157,8 @@ class _Run:
         taught = self._rows.first_taught(CHECKED_ROWS)
         if taught:
             prefix = open_prefix(self._engine, job.teacher_prefix, job.dtype, setting.device)
-            check_teacher(self._engine, taught[: job.engine.micro_batch_size], job.teacher_prefix, prefix, job.dtype)
+            checked = pick_checked(taught, job.engine.micro_batch_size)
+            check_teacher(self._engine, checked, job.teacher_prefix, prefix, job.dtype)
             memory = Memory() if job.engine.zero_stage < 3 else None
             self._setting = dataclasses.replace(setting, prefix=prefix, memory=memory)
 

@@ -11,7 +11,8 @@ from raydistill.core.errors import TrainingError
 from raydistill.scoring.arms import open_arm
 from raydistill.scoring.logprobs import kl_per_token
 from raydistill.training import steps
-from raydistill.training.batches import rows_of_step
+from raydistill.training.batches import EncodedRow, rows_of_step
+from raydistill.training.loop import pick_checked
 from raydistill.training.model import load_student
 from raydistill.training.rundir import read_metrics, take_failure
 from raydistill.training.saved import fetch_checkpoint, find_checkpoint, list_checkpoints, read_state
@@ -159,6 +160,15 @@ def test_only_rows_whose_own_loss_is_not_finite_are_named(monkeypatch, most, fou
     setting = Setting(0, 1, torch.device("cpu"), "float32")
     rows = steps.find_not_finite(None, make_rows(12), 4, setting, most)
     assert [row.id for row in rows] == found and len(asked) <= 3 + 8
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "lengths", "count"),
+    [(None, [10] * 9, 3), (5, [10] * 9, 5), (64, [700] * 9, 2), (64, [9000] * 9, 1), (1, [10] * 9, 1)],
+)
+def test_rows_that_packing_is_checked_with_are_no_more_than_a_pack_holds(micro_batch_size, lengths, count):
+    rows = [EncodedRow(f"r{index}", [1] * length, [2]) for index, length in enumerate(lengths)]
+    assert pick_checked(rows, micro_batch_size) == rows[:count]
 
 
 def test_state_is_refused_when_a_file_is_missing_or_another(runs, tmp_path):
