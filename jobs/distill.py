@@ -179,9 +179,12 @@ def _list_places(settings: Settings) -> list[Place]:
 
 
 def _logical_cpus(settings: Settings) -> int:
-    """Return the CPUs that the largest stage holds: an engine's replica 2, an ingress 1, actors and workers 1 each."""
+    """Return the CPUs that the largest stage holds.
+
+    An engine's replica holds 2, an ingress and an actor 1 each, a training worker one for each of its threads.
+    """
     teacher = create_data.logical_cpus(settings.create_data, settings.teacher)
-    training = settings.train.min_workers + 1
+    training = settings.train.min_workers * settings.train.threads_per_worker + 1
     return max(teacher, training, 2 * settings.student.max_replicas + 1)
 
 

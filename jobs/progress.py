@@ -30,23 +30,43 @@ def show_stage(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def show_training(on_progress: TrainingProgress | None) -> Iterator[TrainingProgress]:
-    """Give the caller's progress function, or one that moves a bar on the terminal."""
+    """Give the caller's progress function, or one that moves a bar on the terminal.
+
+    It is on stderr, because a command's result is what it prints; elsewhere there is a new line every LOG_SECONDS.
+    """
     if on_progress is not None:
         yield on_progress
         return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        log = _SeldomLog()
+        yield lambda done, total, line: log.add(f"step {done}/{total}: {_describe_training(line)}")
+        return
     from rich.progress import Progress as Bar
 
-    with Bar() as bar:
+    with Bar(console=console) as bar:
         bar_task = bar.add_task("training", total=None)
+        yield lambda done, total, line: bar.update(
+            bar_task, completed=done, total=total, description=_describe_training(line)
+        )
 
-        def report(done: int, total: int, line: dict[str, Any]) -> None:
-            loss = line.get("train/loss_nats")
-            held_out = line.get("validation/loss_nats")
-            text = "training" if loss is None else f"training, {loss:.3f} nats"
-            text += "" if held_out is None else f", held out {held_out:.3f}"
-            bar.update(bar_task, completed=done, total=total, description=text)
 
-        yield report
+def _describe_training(line: dict[str, Any]) -> str:
+    loss, held_out = line.get("train/loss_nats"), line.get("validation/loss_nats")
+    text = "training" if loss is None else f"training, {loss:.3f} nats"
+    return text if held_out is None else f"{text}, held out {held_out:.3f}"
+
+
+class _SeldomLog:
+    """Logs a text where the last one is LOG_SECONDS ago."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def add(self, text: str) -> None:
+        if time.monotonic() - self._last >= LOG_SECONDS:
+            self._last = time.monotonic()
+            logger.info("%s", text)
 
 
 @contextlib.contextmanager
@@ -74,7 +94,8 @@ class _AskingLine:
     def __init__(self, num_rows: int, before: Manifest) -> None:
         self._num_rows = num_rows
         self._before = before
-        self._start = self._last_log = time.monotonic()
+        self._start = time.monotonic()
+        self._log = _SeldomLog()
 
     def describe(self, manifest: Manifest) -> str:
         """Return rows, rates, kept, dropped, cost and the time left."""
@@ -97,8 +118,5 @@ class _AskingLine:
         return "  ".join(parts)
 
     def log(self, manifest: Manifest) -> None:
-        """Log the line where the last one is LOG_SECONDS ago."""
-        text = self.describe(manifest)
-        if time.monotonic() - self._last_log >= LOG_SECONDS:
-            self._last_log = time.monotonic()
-            logger.info("%s", text)
+        """Log the line where it is time."""
+        self._log.add(self.describe(manifest))

@@ -21,7 +21,7 @@ from jobs.runtime import ClusterConfig, connect, disconnect, require, require_no
 from jobs.saved_tokens import count_saved_tokens
 from jobs.teaching import Student, add_teacher, make_generic_rows
 from raydistill.core.errors import DatasetError
-from raydistill.core.models import model_revision, read_model_config
+from raydistill.core.models import find_key, model_revision, read_model_config
 from raydistill.core.preflight import check_storage
 from raydistill.core.records import Example, Manifest, Version, digest
 from raydistill.core.uris import absolute, check_name, join
@@ -162,7 +162,7 @@ def check_model(config: TrainConfig) -> Student:
 
     tokenizer = load_tokenizer(model_dir)
     renderer = get_renderer(config.renderer, tokenizer)
-    longest = read_model_config(model_dir).get("max_position_embeddings") or 2**31
+    longest = find_key(read_model_config(model_dir), "max_position_embeddings") or 2**31
     max_tokens = min(config.max_length or longest, longest)
     return Student(model_dir, tokenizer, tokenizer_digest(tokenizer), renderer.template_digest, max_tokens)
 

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from raydistill.core.errors import ConfigError
-from raydistill.core.models import fetch_model_config
+from raydistill.core.models import fetch_model_config, find_key
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def get_lr(model: str) -> float:
 
 
 def _hidden_size(config: dict[str, Any], model: str) -> int:
-    size = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size")
+    size = find_key(config, "hidden_size")
     if not isinstance(size, int) or size <= 0:
         raise ConfigError(f"learning_rate: config.json of {model} names no hidden_size. Set learning_rate yourself.")
     return size

@@ -91,6 +91,11 @@ def read_model_config(model_dir: str) -> dict[str, Any]:
     return _parse_config(storage.read_bytes(str(path)), str(path))
 
 
+def find_key(config: dict[str, Any], key: str) -> Any:
+    """Return what a config.json says of a model of text; where it reads images too, that is a level lower."""
+    return config.get(key) or (config.get("text_config") or {}).get(key)
+
+
 def _parse_config(data: bytes, where: str) -> dict[str, Any]:
     try:
         config = json.loads(data)

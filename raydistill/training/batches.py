@@ -191,7 +191,8 @@ def share_rows(rows: Sequence[EncodedRow], num_workers: int) -> list[list[Encode
     return shares
 
 
-def _groups(rows: Sequence[EncodedRow], micro_batch_size: int | None) -> list[list[EncodedRow]]:
+def group_rows(rows: Sequence[EncodedRow], micro_batch_size: int | None) -> list[list[EncodedRow]]:
+    """Return the rows in their order, as they are packed: so many at most, within PACK_TOKENS unless one is longer."""
     groups: list[list[EncodedRow]] = []
     for row in rows:
         last = groups[-1] if groups else []
@@ -289,7 +290,7 @@ def micro_batches(
 
     A worker with fewer gets fillers without targets, because every forward and backward is collective in ZeRO.
     """
-    shares = [_groups(share, micro_batch_size) for share in share_rows(rows, num_workers)]
+    shares = [group_rows(share, micro_batch_size) for share in share_rows(rows, num_workers)]
     most = max(len(groups) for groups in shares)
     needs_lesson = any(row.teacher_tokens is not None for row in rows)
     packed = [pack(group, needs_lesson=needs_lesson) for group in shares[rank]]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from raydistill.core.errors import DivergenceError, TrainingError
 from raydistill.core.models import resolve_model
-from raydistill.training.batches import EncodedRow, rows_of_step
+from raydistill.training.batches import EncodedRow, group_rows, rows_of_step
 from raydistill.training.checkpoint import (
     Weights,
     gather_adapter,
@@ -37,7 +37,7 @@ from raydistill.training.saved import (
     find_checkpoint,
     publish_checkpoint,
 )
-from raydistill.training.steps import Setting, apply_step, backward_step, idle_step, validate
+from raydistill.training.steps import Setting, apply_step, backward_step, find_not_finite, idle_step, validate
 from raydistill.training.teacher import Memory, check_teacher, open_prefix
 from raydistill.training.usage import FLOPS_A_PARAMETER_AND_TOKEN, count_parameters, memory_mib, peak_flops
 from raydistill.training.zero import clip_gradients, gradient_norm, start_engine
@@ -66,6 +66,11 @@ def train(job: Job, setting: Setting) -> None:
         raise TrainingError(explain_shortage(job, setting)) from error
 
 
+def pick_checked(rows: Sequence[EncodedRow], micro_batch_size: int | None) -> list[EncodedRow]:
+    """Return the first rows that one pack of the training may hold; more at once may be more than memory holds."""
+    return group_rows(rows[: micro_batch_size or CHECKED_ROWS], None)[0]
+
+
 class _Run:
     """A run on this worker: its engine, how far it is, and on the first worker its best adapter and metrics."""
 
@@ -79,10 +84,17 @@ class _Run:
         self._resumed = resumed
 
     def go(self) -> None:
-        """Do all steps that are left."""
+        """Do all steps that are left; the metrics of those that are done are written however it ends."""
+        try:
+            self._go()
+        finally:
+            if self._log is not None:
+                self._log.write()
+
+    def _go(self) -> None:
         job = self._job
         if self._state.step == 0:
-            self._add({"step": 0, **self._resumed, **self._evaluate()})
+            self._add({"step": 0, **self._resumed, **self._evaluate(0)})
             self._resumed = {}
         while self._state.step < job.plan.num_steps and not self._state.stopped:
             step = self._state.step + 1
@@ -90,7 +102,11 @@ class _Run:
             line = self._step(step) | self._resumed
             self._resumed = {}
             if is_last or step % job.rhythm.eval_every == 0:
-                line |= self._evaluate()
+                try:
+                    line |= self._evaluate(step)
+                except DivergenceError:
+                    self._add(line)  # its loss and gradients led there
+                    raise
             loss = line.get("validation/loss_nats")
             self._state = self._state.after(step, loss, job.rhythm.patience)
             self._keep_best(loss)
@@ -109,11 +125,11 @@ class _Run:
             checkpoint_activations(model)
         self._flops_a_token = FLOPS_A_PARAMETER_AND_TOKEN * count_parameters(model)
         self._peak_flops = peak_flops(setting.device, job.dtype)
-        name, damaged = self._agree(find_checkpoint(job.log_uri) if setting.rank == 0 else None)
+        name, damaged = self._agree(self._find_checkpoint() if setting.rank == 0 else None)
         if name is None:
             engine = self._make_engine(model)
-            indices = rows_of_step(job.plan, 0)[: job.engine.micro_batch_size or CHECKED_ROWS]
-            check_packing(engine, [self._rows[index] for index in indices], job.dtype, setting.device)
+            rows = [self._rows[index] for index in rows_of_step(job.plan, 0)]
+            check_packing(engine, pick_checked(rows, job.engine.micro_batch_size), job.dtype, setting.device)
             return engine, {"run/damaged_checkpoints": damaged} if damaged else {}
         with fetch_checkpoint(job.log_uri, name) as folder:
             self._state = load_weights(model, folder)
@@ -122,13 +138,18 @@ class _Run:
             load_moments(engine, self._state.step, folder)
             if setting.rank == 0:
                 self._best = load_best(folder, self._state)
-                for other in damaged:
-                    delete_checkpoint(job.log_uri, other)
         return engine, {
             "run/resumed_from": name,
             "run/workers": setting.num_workers,
             "run/damaged_checkpoints": damaged,
         }
+
+    def _find_checkpoint(self) -> tuple[str | None, list[str]]:
+        """Return what the run goes on from; damaged ones go, because they would count among those that are kept."""
+        name, damaged = find_checkpoint(self._job.log_uri)
+        for other in damaged:
+            delete_checkpoint(self._job.log_uri, other)
+        return name, damaged
 
     def _open_teacher(self) -> None:
         """Let P's shared prefix be computed and checked, where rows have a teacher."""
@@ -136,7 +157,8 @@ class _Run:
         taught = self._rows.first_taught(CHECKED_ROWS)
         if taught:
             prefix = open_prefix(self._engine, job.teacher_prefix, job.dtype, setting.device)
-            check_teacher(self._engine, taught[: job.engine.micro_batch_size], job.teacher_prefix, prefix, job.dtype)
+            checked = pick_checked(taught, job.engine.micro_batch_size)
+            check_teacher(self._engine, checked, job.teacher_prefix, prefix, job.dtype)
             memory = Memory() if job.engine.zero_stage < 3 else None
             self._setting = dataclasses.replace(setting, prefix=prefix, memory=memory)
 
@@ -187,14 +209,15 @@ class _Run:
             line["train/model_flops_utilisation"] = flops / seconds / (self._peak_flops * self._setting.num_workers)
         return line
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, step: int) -> dict[str, float]:
         if not self._held_out:
             return {}
-        means = validate(self._engine, self._held_out, self._job.plan.batch_size, self._setting)
+        batch_size = self._job.plan.batch_size
+        means = validate(self._engine, self._held_out, batch_size, self._setting)
         if not math.isfinite(means.loss):
-            raise DivergenceError(
-                f"The held-out loss after step {self._state.step} became {means.loss}: set a lower learning_rate."
-            )
+            rows = find_not_finite(self._engine, self._held_out, batch_size, self._setting, NAMED_ROWS)
+            what = f"The held-out loss became {means.loss}: set a lower learning_rate, or dtype=float32."
+            raise DivergenceError(_locate(step, what, rows))
         return means.to_metrics("validation")
 
     def _keep_best(self, held_out_loss: float | None) -> None:

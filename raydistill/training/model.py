@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydistill.core.errors import TrainingError
 from raydistill.training import attention
@@ -37,8 +37,15 @@ FILLER_ROW = -1  # the fillers' own row: no other row sees them
 def load_student(
     model_dir: str, rank: int, alpha: int, seed: int, dtype: str, targets: Sequence[str] | None = None
 ) -> PeftModel:
-    """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed."""
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    """Return the base model in `dtype`, frozen, with fresh float32 LoRA weights (B zero) drawn from the seed.
+
+    It is in evaluation mode and has no dropout in training mode either: it must say what the served model says, and
+    the held-out loss must not be a random number.
+    """
+    config = _without_dropout(AutoConfig.from_pretrained(model_dir))
+    base = AutoModelForCausalLM.from_pretrained(
+        model_dir, config=config, dtype=DTYPES[dtype], attn_implementation="sdpa"
+    )
     attention.give_rows(base)
     names = list(targets) if targets else linear_layers(base)
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
@@ -49,13 +56,22 @@ def load_student(
             if isinstance(module, LoraLayer):
                 # It would cast what comes in to float32, and autocast at once back to bfloat16.
                 module.cast_input_dtype_enabled = False
-    return model  # pyright: ignore[reportReturnType]
+    return model.eval()  # pyright: ignore[reportReturnType]
+
+
+def _without_dropout(config: Any) -> Any:
+    """Return the config with all shares of what is dropped at 0: OPT's and GPT-2's are 0.1, under several names."""
+    for part in (config, config.get_text_config()):
+        for name, value in part.to_dict().items():
+            if "drop" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
+    return config
 
 
 def checkpoint_activations(model: Any) -> None:
     """Keep only what enters each layer and compute the rest again in the backward pass: less memory, more time."""
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # transformers checkpoints in training mode only; our adapters have no dropout, bases seldom do
+    model.train()  # transformers checkpoints in training mode only
 
 
 def linear_layers(base: Any) -> list[str]:
@@ -112,20 +128,25 @@ def forward_hidden(
     """
     rows_T = torch.tensor(_fill_up(laid.rows_T, FILLER_ROW), device=device)
     positions_T = torch.tensor(_fill_up(laid.positions_T, 0), device=device)
-    mask = block_mask(rows_T, DTYPES[dtype])
     options: dict[str, Any] = {"use_cache": False}
-    if attention.takes_rows(bare_model(model)):
-        options["row_lengths"] = _row_lengths(laid, len(rows_T))
+    by_row = attention.takes_rows(bare_model(model))
     if prefix is not None and isinstance(laid, Lesson):
         # With a cache given, transformers ignores positions and makes a mask of its own, unless it gets these.
         behind_T = torch.tensor(_fill_up(laid.behind_T, False), device=device)
         positions_T = positions_T + prefix.length * behind_T
-        before_TP = _additive(behind_T[:, None].expand(-1, prefix.length), mask.dtype)
-        mask = torch.cat([before_TP[None, None], mask], dim=-1)
-        if "row_lengths" in options:
+        before_TP = _additive(behind_T[:, None].expand(-1, prefix.length), DTYPES[dtype])
+        mask = torch.cat([before_TP[None, None], block_mask(rows_T, DTYPES[dtype])], dim=-1)
+        options = {"use_cache": True, "past_key_values": prefix.copy()}
+        if by_row:
             places_K = torch.cat([torch.arange(prefix.length, device=device), positions_T])
-            options = {"places": (positions_T, places_K)}
-        options |= {"use_cache": True, "past_key_values": prefix.copy()}
+            options["places"] = (positions_T, places_K)
+    elif by_row:
+        options["row_lengths"] = _row_lengths(laid, len(rows_T))
+        # Attention does not look at it then, and transformers makes none of its own where one has four axes. A whole
+        # one is 2 GiB for 32k tokens in bfloat16.
+        mask = torch.zeros(1, 1, 1, 1, dtype=DTYPES[dtype], device=device)
+    else:
+        mask = block_mask(rows_T, DTYPES[dtype])
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"), headless(model):
         output = model(
             input_ids=torch.tensor([_fill_up(laid.tokens_T, 0)], device=device),

@@ -106,17 +106,22 @@ class MetricsLog:
         self._uri = join(log_uri, METRICS)
         self._lines = [line for line in read_metrics(log_uri) if line["step"] <= steps_done] if steps_done else []
         self._written = self._cost_seconds = 0.0
+        self._num_unwritten = 0
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line and write where it is time."""
         self._lines.append(line)
+        self._num_unwritten += 1
         if time.monotonic() - self._written > max(WRITE_SECONDS, self._cost_seconds / WRITE_SHARE):
             self.write()
 
     def write(self) -> None:
-        """Write all lines now."""
+        """Write all lines now, where there are any that are not written yet."""
+        if not self._num_unwritten:
+            return
         start = time.monotonic()
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         storage.write_bytes(self._uri, text.encode())
+        self._num_unwritten = 0
         self._written = time.monotonic()
         self._cost_seconds = self._written - start

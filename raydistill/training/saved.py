@@ -27,7 +27,7 @@ from raydistill.core.uris import is_remote, join
 CHECKPOINTS, STATE = "checkpoints", "state.json"
 ADAPTER, BEST, OPTIMIZER = "adapter", "best", "optimizer.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-KEPT = 2  # the newest, and one before it for the case that the newest is damaged
+KEPT = 2  # the one just written, and one before it for the case that the newest is damaged
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,9 @@ def read_state(folder: Path) -> State:
 
 
 def publish_checkpoint(folder: Path, log_uri: str, step: int) -> str:
-    """Copy a sealed checkpoint below a run's folder, state.json last, and delete all but the last two.
+    """Copy a sealed checkpoint below a run's folder, state.json last, and delete all but it and the newest other one.
+
+    It stays even where the folder holds others of later steps, which no run goes on from any more.
 
     Returns:
         The checkpoint's name, of which no other attempt at the same step makes use.
@@ -102,7 +104,8 @@ def publish_checkpoint(folder: Path, log_uri: str, step: int) -> str:
     name = f"step-{step:06d}-{secrets.token_hex(2)}"
     for file in [*_files(folder), STATE]:
         storage.upload(folder / file, join(log_uri, CHECKPOINTS, name, file))
-    for old in list_checkpoints(log_uri)[KEPT:]:
+    others = [other for other in list_checkpoints(log_uri) if other != name]
+    for old in others[KEPT - 1 :]:
         delete_checkpoint(log_uri, old)
     return name
 

@@ -42,12 +42,17 @@ def read_shape(model_dir: str) -> Shape:
 
 
 def check_targets(targets: Sequence[str] | None, shape: Shape) -> None:
-    """Refuse names that are no linear layer of the student.
+    """Refuse a student without linear layers, and names that are none of its.
 
     Raises:
         ConfigError: names the unknown and the known ones.
     """
     known = sorted({name for name, _, _ in shape.linear})
+    if not known:
+        raise ConfigError(
+            "student_model: this model has no linear layer but its head that could carry an adapter: GPT-2 and its "
+            "like have layers of another kind (Conv1D). Take a model of another family."
+        )
     unknown = [name for name in targets or [] if name not in known]
     if unknown:
         hints = "".join(nearest(name, known) for name in unknown[:1])

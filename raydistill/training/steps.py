@@ -184,3 +184,15 @@ def validate(engine: Any, rows: Sequence[EncodedRow], batch_size: int, setting: 
         total += _sums(engine, packed, setting)
     sums = _sum_over_workers([*total.tolist(), *_count(batches)], setting)
     return _means(sums[:3], *sums[3:])
+
+
+def find_not_finite(
+    engine: Any, rows: Sequence[EncodedRow], batch_size: int, setting: Setting, most: int
+) -> list[EncodedRow]:
+    """Return the first rows whose own loss is not finite, `most` at most; all workers call it together."""
+    found: list[EncodedRow] = []
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        if len(found) < most and not math.isfinite(validate(engine, batch, batch_size, setting).loss):
+            found += [row for row in batch if not math.isfinite(validate(engine, [row], 1, setting).loss)]
+    return found[:most]

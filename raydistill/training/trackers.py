@@ -124,8 +124,17 @@ class _MLflow:
 
         self._mlflow = mlflow
         mlflow.set_experiment(PROJECT)
+        before = mlflow.search_runs(
+            experiment_names=[PROJECT],
+            filter_string=f'attributes.run_name = "{run}"',
+            max_results=1,
+            output_format="list",
+        )
+        if before:
+            mlflow.start_run(run_id=before[0].info.run_id)
+            return
         mlflow.start_run(run_name=run)
-        mlflow.log_params(config)
+        mlflow.log_params(config)  # once: it refuses another value, and a run may go on with other num_workers
 
     def add(self, step: int, numbers: dict[str, float]) -> None:
         self._mlflow.log_metrics(numbers, step=step)

@@ -41,6 +41,7 @@ def test_require_refuses_when_the_cluster_does_not_grow(small_cluster):
         ("student.accelerator=gpu", "distill needs 1 GPU, the cluster has 0"),
         ("train.placement=STRICT_SPREAD", "STRICT_SPREAD needs 2 nodes, the cluster has 1"),
         ("teacher.num_replicas=9", "CPU, the cluster has 12"),
+        ("train.threads_per_worker=8", "distill needs 17 CPU, the cluster has 12"),
     ],
 )
 def test_distill_names_what_the_cluster_lacks_before_anything_starts(tmp_path, monkeypatch, argument, said):

@@ -10,7 +10,7 @@ from jobs import progress
 from jobs.budget import STAND_IN, estimate_tokens
 from jobs.data_config import CreateDataConfig, PriceConfig
 from jobs.data_plan import make_plan
-from jobs.progress import show_asking
+from jobs.progress import show_asking, show_training
 from raydistill.core.records import Manifest
 from raydistill.teacher.rows import render_messages
 from tests.dataset.ledger import DRAFT
@@ -59,6 +59,32 @@ def test_a_log_gets_a_line_every_30_seconds(caplog, clock):
             show(make_manifest(2, 2))
             seen.append(len(caplog.messages))
     assert seen == [0, 0, 1, 1, 1, 2]
+
+
+LINE = {"train/loss_nats": 1.25, "validation/loss_nats": 2.5}
+
+
+def test_a_log_gets_a_line_of_training_every_half_minute_and_the_commands_output_none(monkeypatch, capsys, caplog):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with caplog.at_level("INFO"), show_training(None) as report:
+        for step in range(7):
+            clock[0] += 10
+            report(step, 120, LINE if step == 5 else {"train/loss_nats": 3.0})
+    assert caplog.messages == [
+        "step 2/120: training, 3.000 nats",
+        "step 5/120: training, 1.250 nats, held out 2.500",
+    ]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_bar_of_training_is_on_stderr(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take it for a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+    with show_training(None) as report:
+        report(3, 12, LINE)
+    out, err = capsys.readouterr()
+    assert out == "" and "training, 1.250 nats, held out 2.500" in err and "25%" in err
 
 
 def test_prices_are_for_a_million_tokens():

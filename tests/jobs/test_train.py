@@ -85,6 +85,15 @@ def test_rows_that_are_too_long_are_left_out_and_counted(model_dir, tmp_path):
         train.read_rows(tiny_limit, train.check_model(tiny_limit))
 
 
+def test_student_reads_as_much_as_its_config_says_where_that_is_nested(tmp_path):
+    nested = make_tiny_model(tmp_path / "nested")
+    config_file = tmp_path / "nested" / "config.json"
+    values = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({"model_type": values["model_type"], "text_config": values}))
+    assert train.check_model(_config(nested, tmp_path)).max_tokens == 512
+    assert train.check_model(_config(nested, tmp_path, max_length=64)).max_tokens == 64
+
+
 def _talk(turns: int, last: str = "Where is it?") -> dict:
     pairs = [
         {"role": role, "content": f"{word} {turn}"}

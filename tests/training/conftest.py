@@ -35,9 +35,12 @@ def gloo_results(model_dir, tmp_path_factory):
     workers.run_workers(_do_both, 2, model_dir, str(trained), None, list(jobs.values()))
     jobs["resumed"] = runs.make_job(model_dir, str(root / "resumed"), stage=0)
     _break_off(Path(jobs["calm"].log_uri), root / "resumed")
+    jobs["anew"] = runs.make_job(model_dir, str(root / "anew"), stage=0)
+    _break_off(Path(jobs["calm"].log_uri), root / "anew", also_before=True)
     jobs["gained"] = runs.make_job(model_dir, str(root / "gained"), stage=0)
     _make_first_the_best(Path(jobs["calm"].log_uri), root / "gained")
-    workers.run_workers(_do_both, 1, model_dir, str(trained), checkpoint, [jobs["resumed"], jobs["gained"]])
+    alone = [jobs[name] for name in ("resumed", "anew", "gained")]
+    workers.run_workers(_do_both, 1, model_dir, str(trained), checkpoint, alone)
     workers.run_workers(_do_both, 3, model_dir, str(trained), checkpoint, [])
     return Results(trained, jobs)
 
@@ -66,14 +69,19 @@ def _make_first_the_best(whole: Path, gained: Path) -> None:
     shutil.copytree(folder / "adapter", gained / "kept")
 
 
-def _break_off(whole: Path, broken: Path) -> None:
-    """Copy a run as it was when the upload of its last checkpoint broke off; one file of the one before is cut."""
+def _break_off(whole: Path, broken: Path, also_before: bool = False) -> None:
+    """Copy a run as it was when the upload of its last checkpoint broke off; one file of a second one is cut.
+
+    The one before these is whole, unless it lacks its state too.
+    """
     shutil.copytree(whole, broken)
     newest, before = list_checkpoints(str(broken))
     (broken / "checkpoints" / newest / "state.json").unlink()
     shutil.copytree(broken / "checkpoints" / before, broken / "checkpoints" / "step-000011-dead")
     file = broken / "checkpoints" / "step-000011-dead" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
+    if also_before:
+        (broken / "checkpoints" / before / "state.json").unlink()
 
 
 @pytest.fixture(scope="module")

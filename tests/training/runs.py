@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from raydistill.training.batches import plan_steps
+from raydistill.training.batches import EncodedRow, plan_steps
 from raydistill.training.job import Engine, Job, Lora, Rhythm
 from raydistill.training.rowfile import write_rows
 from raydistill.training.schedule import Schedule
-from tests.training.workers import ALPHA, RANK, SEED, make_rows
+from tests.training.workers import ALPHA, PREFIX, RANK, SEED, make_rows
 
 STEPS = 12
 HELD_OUT = 5
@@ -34,7 +34,7 @@ def make_job(model_dir: str, log_uri: str, stage: int = 2, offload: str = "none"
 
 
 def make_jobs(model_dir: str, root: Path) -> dict[str, Job]:
-    """Runs by name; all but the last two train the same."""
+    """Runs by name; those up to the last of STAGES train the same."""
 
     def make(name: str, **changes) -> Job:
         return make_job(model_dir, str(root / name), **changes)
@@ -44,14 +44,28 @@ def make_jobs(model_dir: str, root: Path) -> dict[str, Job]:
         jobs[f"{stage}-{offload}"] = make(f"{stage}-{offload}", stage=stage, offload=offload)
     wild = Schedule(0.3, "constant", 0, STEPS)
     jobs["stopped"] = make("stopped", schedule=wild, rhythm=Rhythm(eval_every=1, patience=2, checkpoint_every=50))
+    for stage in (0, 2):
+        jobs[f"unclipped-{stage}"] = make(f"unclipped-{stage}", engine=Engine(stage, "none", None, 2, threads=1))
+    jobs["taught"] = make("taught", teacher_prefix=PREFIX)
     endless = Schedule(1e30, "constant", 0, STEPS)
-    jobs["nan"] = make("nan", schedule=endless, rhythm=Rhythm(eval_every=50, patience=None, checkpoint_every=1))
+    seldom = Rhythm(eval_every=50, patience=None, checkpoint_every=50)
+    jobs["nan"] = make("nan", schedule=endless, rhythm=dataclasses.replace(seldom, checkpoint_every=1))
+    jobs["nan-unsaved"] = make("nan-unsaved", schedule=endless, rhythm=seldom)
+    jobs["nan-held-out"] = make("nan-held-out", schedule=endless, rhythm=dataclasses.replace(seldom, eval_every=1))
     return jobs
 
 
 def write_run(job: Job) -> None:
-    """Leave the rows where the workers look for them."""
-    write_rows(job.log_uri, make_rows()[HELD_OUT:], make_rows()[:HELD_OUT])
+    """Leave the rows where the workers look for them; they have a teacher where the job has P."""
+    rows = make_rows()
+    if job.teacher_prefix:
+        rows = [with_teacher(row) for row in rows]
+    write_rows(job.log_uri, rows[HELD_OUT:], rows[:HELD_OUT])
+
+
+def with_teacher(row: EncodedRow) -> EncodedRow:
+    """The row, whose teacher sees P's prefix and one token more before the prompt."""
+    return dataclasses.replace(row, teacher_tokens=[77, *row.prompt_tokens])
 
 
 def train_all(rank: int, num_workers: int, jobs: list[Job]) -> None:
@@ -60,6 +74,7 @@ def train_all(rank: int, num_workers: int, jobs: list[Job]) -> None:
     from raydistill.training.steps import Setting
 
     for job in jobs:
-        setting = Setting(rank, num_workers, torch.device("cpu"), job.dtype, job.engine.micro_batch_size)
+        micro_batch_size = job.engine.micro_batch_size
+        setting = Setting(rank, num_workers, torch.device("cpu"), job.dtype, micro_batch_size, job.objective)
         train(job, setting)
         torch.distributed.barrier()

@@ -8,10 +8,18 @@ import torch
 from safetensors.torch import load_file
 
 from raydistill.core.errors import TrainingError
+from raydistill.scoring.arms import open_arm
+from raydistill.scoring.logprobs import kl_per_token
+from raydistill.training import steps
+from raydistill.training.batches import EncodedRow, rows_of_step
+from raydistill.training.loop import pick_checked
+from raydistill.training.model import load_student
 from raydistill.training.rundir import read_metrics, take_failure
 from raydistill.training.saved import fetch_checkpoint, find_checkpoint, list_checkpoints, read_state
 from raydistill.training.schedule import Schedule
+from raydistill.training.steps import Means, Setting
 from tests.training import runs as run_settings
+from tests.training.workers import ALPHA, PREFIX, RANK, SEED, make_rows
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +52,30 @@ def test_stages_and_offload_give_one_curve_while_gradients_are_clipped(runs, sta
     assert _curve(other, "train/gradient_norm") == pytest.approx(_curve(calm, "train/gradient_norm"), rel=1e-3)
 
 
+def test_run_that_clips_no_gradients_has_another_curve(runs):
+    calm, unclipped, other = runs["calm"], runs["unclipped-0"], runs["unclipped-2"]
+    assert _curve(unclipped) == pytest.approx(_curve(other), abs=1e-3)
+    apart = [abs(one - two) for one, two in zip(_curve(unclipped), _curve(calm), strict=True)]
+    assert apart[0] < 1e-6 and max(apart) > 1e-2
+
+
+def test_kl_of_a_runs_first_evaluation_and_step_is_what_scoring_finds_between_the_base_with_p_and_without(
+    runs, model_dir
+):
+    job, base = runs["taught"], load_student(model_dir, RANK, ALPHA, SEED, "float32")
+    rows = [run_settings.with_teacher(row) for row in make_rows()]
+    held_out, trained = rows[: run_settings.HELD_OUT], rows[run_settings.HELD_OUT :]
+    first = [trained[index] for index in rows_of_step(job.plan, 0)]
+    for stage, chosen in (("validation", held_out), ("train", first)):
+        with_p = open_arm(base, [[*PREFIX, *(row.teacher_tokens or [])] for row in chosen], adapted=False)
+        bare = open_arm(base, [row.prompt_tokens for row in chosen], adapted=False)
+        found = kl_per_token(with_p, {"bare": bare}, [row.response_tokens for row in chosen])["bare"]
+        expected = torch.cat(found).mean().item()
+        assert _curve(job, f"{stage}/kl_nats")[0] == pytest.approx(expected, rel=1e-4) and expected > 1
+        assert _curve(job, f"{stage}/kl_nats") == _curve(job, f"{stage}/loss_nats"), "it is what is minimised"
+    assert len(_curve(job, "train/kl_nats")) == run_settings.STEPS
+
+
 def test_run_goes_on_from_the_last_whole_checkpoint_on_other_workers_and_stage(runs):
     calm, resumed = runs["calm"], runs["resumed"]
     lines = read_metrics(resumed.log_uri)
@@ -53,6 +85,17 @@ def test_run_goes_on_from_the_last_whole_checkpoint_on_other_workers_and_stage(r
     assert [name[:11] for name in list_checkpoints(resumed.log_uri)] == ["step-000012", "step-000008"]
     held_out = "validation/loss_nats"
     assert _curve(resumed, held_out) == pytest.approx(_curve(calm, held_out), abs=1e-5)
+
+
+def test_run_starts_anew_and_deletes_the_checkpoints_when_all_are_damaged(runs):
+    calm, anew = runs["calm"], runs["anew"]
+    lines = read_metrics(anew.log_uri)
+    damaged = lines[0]["run/damaged_checkpoints"]
+    assert "run/resumed_from" not in lines[0] and len(damaged) == 3
+    assert _curve(anew) == pytest.approx(_curve(calm), abs=1e-5)
+    names = list_checkpoints(anew.log_uri)
+    assert [name[:11] for name in names] == ["step-000012", "step-000008"] and not set(names) & set(damaged)
+    assert find_checkpoint(anew.log_uri) == (names[0], [])
 
 
 def test_best_adapter_is_kept_and_the_run_stops_when_the_held_out_loss_falls_no_more(runs):
@@ -87,6 +130,45 @@ def test_loss_that_is_not_finite_ends_the_run_with_its_step_and_examples(runs):
     assert len(text.split("examples are ")[1].split(", ")) == 5
     assert [name[:11] for name in list_checkpoints(job.log_uri)] == ["step-000001"]
     assert find_checkpoint(job.log_uri)[0] is not None and take_failure(job.log_uri) is None
+
+
+def test_metrics_of_all_steps_are_there_when_the_loss_is_not_finite_between_checkpoints(runs):
+    log_uri = runs["nan-unsaved"].log_uri
+    assert (take_failure(log_uri) or "").startswith("Step 2: The loss became")
+    assert [line["step"] for line in read_metrics(log_uri)] == [0, 1] and list_checkpoints(log_uri) == []
+
+
+def test_held_out_loss_that_is_not_finite_is_told_with_its_examples_and_the_steps_metrics(runs):
+    log_uri = runs["nan-held-out"].log_uri
+    text = take_failure(log_uri)
+    assert text is not None and text.startswith("Step 1: The held-out loss became nan: set a lower learning_rate")
+    ids = text.removesuffix(".").partition("Its examples are ")[2].split(", ")
+    assert set(ids) <= {f"row{index}" for index in range(run_settings.HELD_OUT)}
+    assert read_metrics(log_uri)[-1]["step"] == 1 and read_metrics(log_uri)[-1]["train/loss_nats"] > 0
+
+
+@pytest.mark.parametrize(("most", "found"), [(20, ["row2", "row5", "row6"]), (2, ["row2", "row5"])])
+def test_only_rows_whose_own_loss_is_not_finite_are_named(monkeypatch, most, found):
+    asked = []
+
+    def validate(_engine, rows, *_):
+        asked.append(len(rows))
+        loss = float("nan") if {row.id for row in rows} & {"row2", "row5", "row6"} else 1.0
+        return Means(loss, None, loss, 1)
+
+    monkeypatch.setattr(steps, "validate", validate)
+    setting = Setting(0, 1, torch.device("cpu"), "float32")
+    rows = steps.find_not_finite(None, make_rows(12), 4, setting, most)
+    assert [row.id for row in rows] == found and len(asked) <= 3 + 8
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "lengths", "count"),
+    [(None, [10] * 9, 3), (5, [10] * 9, 5), (64, [700] * 9, 2), (64, [9000] * 9, 1), (1, [10] * 9, 1)],
+)
+def test_rows_that_packing_is_checked_with_are_no_more_than_a_pack_holds(micro_batch_size, lengths, count):
+    rows = [EncodedRow(f"r{index}", [1] * length, [2]) for index, length in enumerate(lengths)]
+    assert pick_checked(rows, micro_batch_size) == rows[:count]
 
 
 def test_state_is_refused_when_a_file_is_missing_or_another(runs, tmp_path):

@@ -55,6 +55,26 @@ def test_kl_to_a_teacher_is_the_plain_formula(weight, temperature, scale, cap):
     _compare(hidden, head, score, weight * kl + (1 - weight) * cross_entropy, kl, cross_entropy)
 
 
+def test_logits_are_made_a_chunk_at_a_time(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_FLOATS", 7 * V)
+    lengths = []
+    whole = Head.logits
+
+    def record(head, hidden):
+        lengths.append(len(hidden))
+        return whole(head, hidden)
+
+    monkeypatch.setattr(Head, "logits", record)
+    hidden, teacher, targets, projection, _ = _tensors()
+    head = Head(projection)
+    sums = chunked_sums(hidden.requires_grad_(), head, score_tokens(targets))
+    sums[0].backward()
+    assert lengths == [7, 7, 7, 2]
+    lengths.clear()
+    chunked_sums(hidden, head, score_teacher(targets, teacher, head, torch.ones(N), 1.0))[0].backward()
+    assert lengths == [7, 7, 7, 7, 7, 7, 2, 2], "the student's and the teacher's"
+
+
 @pytest.mark.usefixtures("chunk_rows")
 def test_each_position_has_its_own_weight_of_kl():
     hidden, teacher, targets, projection, _ = _tensors(1)

@@ -13,7 +13,7 @@ from raydistill.training.attention import takes_rows
 from raydistill.training.batches import EncodedRow, pack
 from raydistill.training.losses import scale_to_step
 from raydistill.training.model import SHAPE_MULTIPLE, check_packing, forward_packed, load_student
-from raydistill.training.teacher import check_teacher, open_prefix
+from raydistill.training.teacher import check_teacher, open_prefix, teacher_hidden
 from tests.tiny import VOCAB_SIZE
 
 CPU = torch.device("cpu")
@@ -68,6 +68,20 @@ def test_shapes_are_filled_up_and_the_fillers_change_and_add_no_logits(model_dir
     assert len(seen) == 1 and all(length % SHAPE_MULTIPLE == 0 for length in seen[0])
     assert logits.shape == (len(packed.targets_N), VOCAB_SIZE)
     torch.testing.assert_close(logits, torch.cat(alone), atol=1e-4, rtol=0)
+
+
+def test_no_mask_of_a_whole_pack_is_made_where_attention_is_told_the_rows(model_dir):
+    """Of 4,000 tokens it would have 16 million entries."""
+    student, seen = load_student(model_dir, 4, 4, 0, "float32"), []
+    layer = student.get_base_model().model.layers[0].self_attn
+    layer.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(inputs["attention_mask"].numel()), with_kwargs=True
+    )
+    rows = [EncodedRow(f"r{index}", [5 + index, 6, 7], [8, 9]) for index in range(8)]
+    forward_packed(student, pack(rows), "float32", CPU)
+    lesson = pack([EncodedRow(row.id, row.prompt_tokens, row.response_tokens, [5, 6, 7]) for row in rows]).lesson
+    teacher_hidden(student, lesson, None, "float32", CPU)
+    assert seen == [1, 1]
 
 
 def test_packing_is_refused_when_rows_see_each_other(model_dir, monkeypatch):

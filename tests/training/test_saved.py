@@ -87,6 +87,15 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, log_uri, damage):
         read_state(folder)
 
 
+def test_checkpoint_just_written_stays_beside_any_number_of_later_ones(tmp_path, log_uri):
+    later = [_publish(tmp_path, log_uri, step) for step in (10, 15)]
+    for name in later:
+        storage.delete(f"{log_uri}/checkpoints/{name}/state.json")
+    first = _publish(tmp_path, log_uri, 5)
+    assert find_checkpoint(log_uri) == (first, [later[1]])
+    assert list_checkpoints(log_uri) == [later[1], first]
+
+
 def test_same_step_saved_again_leaves_the_first_alone(tmp_path, log_uri):
     first, second = _publish(tmp_path, log_uri, 5, "a"), _publish(tmp_path, log_uri, 5, "b")
     assert first != second and set(list_checkpoints(log_uri)) == {first, second}

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from raydistill.core.errors import ConfigError
 from raydistill.training.batches import EncodedRow, plan_steps
@@ -34,6 +35,14 @@ def test_unknown_targets_are_named_with_the_known_ones(model_dir):
     check_targets(["q_proj"], shape)
     with pytest.raises(ConfigError, match=r"no linear layer qproj, lm_head.*did you mean q_proj.*up_proj"):
         check_targets(["qproj", "lm_head"], shape)
+
+
+def test_student_without_linear_layers_is_refused(tmp_path):
+    AutoConfig.for_model("gpt2", vocab_size=90, n_embd=32, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    shape = read_shape(str(tmp_path))
+    for targets in (None, ["c_attn"]):
+        with pytest.raises(ConfigError, match="no linear layer but its head that could carry an adapter"):
+            check_targets(targets, shape)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +91,56 @@ def test_shortage_of_memory_says_what_fits(model_dir):
     activations = describe_shortage(job, 10**9, 80 * 1024, "GPU", num_workers=1)
     assert "micro_batch_size=1" in activations and "max_length" in activations and "offload" not in activations
     assert "num_workers=1" in describe_shortage(job, 10**9, 8 * 1024, "machine", num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "billions", "kind", "gib", "workers", "advice"),
+    [
+        ("float32", 20, "GPU", 80, 1, "dtype=bfloat16, or zero_stage=3 with num_workers=2 or more"),
+        ("bfloat16", 70, "GPU", 80, 2, "zero_stage=3 with num_workers=3 or more"),
+        (
+            "float32",
+            70,
+            "GPU",
+            80,
+            2,
+            "dtype=bfloat16 with zero_stage=3 and num_workers=3 or more, or zero_stage=3 with num_workers=6 or more",
+        ),
+        ("float32", 2, "machine", 16, 2, "dtype=bfloat16, or num_workers=1"),
+        ("float32", 3, "machine", 16, 2, "dtype=bfloat16 with num_workers=1"),
+        ("float32", 3, "machine", 16, 1, "dtype=bfloat16"),
+        ("bfloat16", 3, "machine", 16, 2, "num_workers=1"),
+    ],
+)
+def test_shortage_of_memory_advises_what_fits_alone_or_together(model_dir, dtype, billions, kind, gib, workers, advice):
+    job = make_job(model_dir, "unused", dtype=dtype)
+    text = describe_shortage(job, billions * 10**9, gib * 1024, kind, workers, machine_mib=32 * 1024)
+    assert f" Set {advice}. The same command" in text
+    assert ("in each of 2 workers" in text) == (kind == "machine" and workers == 2)
+
+
+@pytest.mark.parametrize(("dtype", "workers"), [("float32", 2), ("bfloat16", 1)])
+def test_shortage_of_memory_says_so_where_nothing_fits(model_dir, dtype, workers):
+    text = describe_shortage(make_job(model_dir, "unused", dtype=dtype), 8 * 10**9, 16 * 1024, "machine", workers)
+    assert text.endswith("Take a smaller student_model, or a machine with 25 GiB or more.") and " Set " not in text
+
+
+@pytest.mark.parametrize(
+    ("machine_gib", "advice"),
+    [
+        (200, "offload=parameters with zero_stage=3"),
+        (100, "dtype=bfloat16 with zero_stage=3 and offload=parameters"),
+        (40, None),
+    ],
+)
+def test_offload_is_advised_where_the_machine_holds_the_base_of_each_worker(model_dir, machine_gib, advice):
+    job = make_job(model_dir, "unused")
+    text = describe_shortage(job, 14 * 10**9, 24 * 1024, "GPU", 2, machine_mib=machine_gib * 1024)
+    assert text.endswith("it is another run.") and ("offload" in text) == (advice is not None)
+    assert advice is None or f", or {advice}. The same" in text
+
+
+def test_base_that_lies_in_the_machine_or_on_many_gpus_is_not_what_is_short(model_dir):
+    for stage, offload, workers in ((3, "parameters", 1), (3, "none", 8)):
+        text = describe_shortage(make_job(model_dir, "unused", stage, offload), 70 * 10**9, 80 * 1024, "GPU", workers)
+        assert "micro_batch_size=1" in text and "a smaller max_length" in text and "zero_stage" not in text

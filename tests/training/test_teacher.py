@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydistill.core.errors import TrainingError
 from raydistill.scoring.arms import open_arm
@@ -126,6 +127,27 @@ def test_gradients_are_the_same_with_checkpointed_activations_and_the_teacher_st
     assert len(calls) == 3, "the teacher's pass, the student's, and the student's once more in the backward pass"
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5}),
+        ("gpt_neox", {"intermediate_size": 48, "hidden_dropout": 0.5, "attention_dropout": 0.5}),
+    ],
+)
+def test_base_with_dropout_has_one_loss_before_and_after_a_teachers_pass_and_with_checkpointing(family, more, tmp_path):
+    sizes = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model(family, **sizes, **more, initializer_range=0.5)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    student = training_model.load_student(str(tmp_path), 2, 2, 0, "float32")
+    setting = Setting(0, 1, CPU, "float32")
+    untaught = [dataclasses.replace(row, teacher_tokens=None) for row in ROWS]
+    before = _sums(student, pack(untaught), setting)
+    teacher_hidden(student, pack(ROWS).lesson, None, "float32", CPU)
+    assert torch.equal(_sums(student, pack(untaught), setting), before)
+    checkpoint_activations(student)
+    torch.testing.assert_close(_sums(student, pack(untaught), setting), before, rtol=1e-6, atol=0)
 
 
 def test_model_itself_is_unchanged_after_our_passes(model):

@@ -99,13 +99,43 @@ def test_wandb_and_mlflow_get_run_config_and_numbers(monkeypatch):
     calls: list = []
     note = _record(calls)
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=note("init")))
-    names = ("set_experiment", "start_run", "log_params", "log_metrics", "end_run")
-    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(**{name: note(name) for name in names}))
+    names = ("set_experiment", "search_runs", "start_run", "log_params", "log_metrics", "end_run")
+    fake = types.SimpleNamespace(**{name: note(name) for name in names})
+    fake.search_runs = lambda **options: note("search_runs")(**options) and []
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
     _, wandb, mlflow = open_trackers(["wandb", "mlflow"], "unused", "desk-1", {"seed": 0})
     for tracker in (wandb, mlflow):
         tracker.add(3, {"train/loss_nats": 1.5})
         tracker.close()
-    assert [path for path, _, _ in calls] == ["init", *names[:3], "init.log", "init.finish", *names[3:]]
+    assert [path for path, _, _ in calls] == ["init", *names[:4], "init.log", "init.finish", *names[4:]]
     assert calls[0][2]["id"] == "desk-1" and calls[0][2]["resume"] == "allow" and calls[0][2]["config"] == {"seed": 0}
-    assert calls[4] == ("init.log", ({"train/loss_nats": 1.5},), {"step": 3})
-    assert calls[6] == ("log_metrics", ({"train/loss_nats": 1.5},), {"step": 3})
+    assert calls[3] == ("start_run", (), {"run_name": "desk-1"}) and calls[4] == ("log_params", ({"seed": 0},), {})
+    assert calls[5] == ("init.log", ({"train/loss_nats": 1.5},), {"step": 3})
+    assert calls[7] == ("log_metrics", ({"train/loss_nats": 1.5},), {"step": 3})
+
+
+def test_mlflow_goes_on_in_the_run_of_the_same_name(monkeypatch):
+    """As MLflow has it: a name is no id, so every start by name is another run, and parameters never change."""
+    runs: dict[str, str] = {}
+
+    def search_runs(experiment_names, filter_string, **_):
+        name = filter_string.removeprefix('attributes.run_name = "').removesuffix('"')
+        found = [types.SimpleNamespace(info=types.SimpleNamespace(run_id=key)) for key in runs if runs[key] == name]
+        return found if experiment_names == ["raydistill"] else []
+
+    def start_run(run_id=None, run_name=None):
+        assert (run_id is None) != (run_name is None)
+        assert run_id is None or run_id in runs
+        if run_id is None:
+            runs[f"id{len(runs)}"] = str(run_name)
+
+    def log_params(params):
+        assert params["num_workers"] == 2, "Changing param values is not allowed"
+
+    fake = types.SimpleNamespace(set_experiment=str, search_runs=search_runs, start_run=start_run)
+    fake.log_params = log_params
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    open_trackers(["mlflow"], "unused", "desk-1", {"num_workers": 2})
+    open_trackers(["mlflow"], "unused", "desk-2", {"num_workers": 2})
+    open_trackers(["mlflow"], "unused", "desk-1", {"num_workers": 1})
+    assert list(runs.values()) == ["desk-1", "desk-2"]
