@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jobs import create_data, data_plan, evaluate, task, train
-from jobs.budget import check_length
+from jobs.budget import check_length, find_overrun
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Queries
 from jobs.places import Place
@@ -198,10 +198,14 @@ def _count_gpus(settings: Settings) -> int:
 def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[Manifest, Reference]":
     """Create the data and collect the teacher's answers on held-out queries; the teacher is up only here.
 
-    Where an earlier run has both already, no teacher is started.
+    Where an earlier run has both already, or the dataset has cost max_cost, no teacher is started.
     """
     reference, differing = evaluate.find_reference(settings.evaluate, settings.task)
-    if reference is not None and not differing and _is_answered(settings, queries):
+    plan = data_plan.make_plan(settings.create_data, queries)
+    is_answered = data_plan.is_answered(plan, settings.create_data.retry_failed)
+    if not is_answered and (overrun := find_overrun(plan.folder, data_plan.go_on_from(plan), settings.create_data)):
+        raise overrun
+    if reference is not None and not differing and is_answered:
         with clock.stage("create_data"):
             return create_data.run(settings.create_data, queries=queries), reference
     from raydistill.teacher import app
@@ -223,11 +227,6 @@ def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[M
     finally:
         app.stop(application[0])
     return manifest, reference
-
-
-def _is_answered(settings: Settings, queries: Queries) -> bool:
-    plan = data_plan.make_plan(settings.create_data, queries)
-    return data_plan.is_answered(plan, settings.create_data.retry_failed)
 
 
 def _counts(manifest: Manifest) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Conversation:
         room = settings.context_tokens - len(tokens)
         if room < 1:
             error = f"the prompt has {len(tokens)} tokens, the teacher takes {settings.context_tokens}"
-            return failed_result(tokens, error, finish_reason=TOO_LONG)
+            return failed_result([], error, finish_reason=TOO_LONG)  # it is not sent, so it costs nothing
         return TokenRequest(
             tokens=tokens,
             max_tokens=min(settings.max_tokens, room),

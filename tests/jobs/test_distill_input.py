@@ -1,9 +1,13 @@
 """Bad input of the whole route: told at once, with status 2, and nothing is started or written."""
 
+import dataclasses
+
 import pytest
 
-from jobs import distill
-from raydistill.core.errors import ConfigError, NotFoundError
+from jobs import data_plan, distill
+from raydistill.core.errors import BudgetError, ConfigError, NotFoundError
+from raydistill.dataset.write import open_dataset
+from raydistill.teacher import app
 from tests.processes import run_job
 from tests.tiny import make_tiny_model
 from tests.tiny_task import write_tiny_task
@@ -42,6 +46,18 @@ def test_what_is_missing_is_found_before_ray_starts(task_file, monkeypatch, argu
     with pytest.raises(error, match=said):
         distill.run(distill.read_settings([str(task_file), argument]))
     assert not (task_file.parent / "storage").exists()
+
+
+def test_a_dataset_that_has_cost_max_cost_starts_no_teacher(tmp_path, monkeypatch):
+    prices = ["create_data.prices.input=0", "create_data.prices.output=1e6", "create_data.max_cost=5"]
+    settings = distill.read_settings([str(write_tiny_task(tmp_path, 8000)), *prices])
+    queries = distill._check_input(settings)
+    plan = data_plan.make_plan(settings.create_data, queries)
+    spent = {"answers": {"prompt": 0, "cached": 0, "completion": 5}}
+    open_dataset(plan.folder, dataclasses.replace(plan.draft, spent=spent))
+    monkeypatch.setattr(app, "start", lambda *_: pytest.fail("a teacher was started"))
+    with pytest.raises(BudgetError, match="5 so far, and max_cost is 5"):
+        distill._ask_teacher(settings, queries, distill.Clock())
 
 
 def test_kl_is_refused_before_ray_starts_when_another_models_soft_labels_are_not_to_be_recorded(

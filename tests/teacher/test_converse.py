@@ -118,6 +118,7 @@ def test_what_does_not_fit_is_told_and_not_asked(renderer, echo):
     long, short = make_row([{"role": "user", "content": "long " * 300}]), make_row([{"role": "user", "content": "a"}])
     too_long, answered = converse(renderer, echo).answer([long, short])
     assert too_long.finish_reason == TOO_LONG
+    assert too_long.usage.prompt_tokens == 0 < answered.usage.prompt_tokens, "what is not sent costs nothing"
     assert "the teacher takes 256" in too_long.error
     assert answered.error is None
     assert len(echo.asked) == 1
