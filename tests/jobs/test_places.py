@@ -85,7 +85,7 @@ def others_cluster(monkeypatch):
     """A command ends its own cluster, which these never come to have: the one that the session has up stays."""
     for job in (distill, train, serve):
         for name in {"disconnect", "stop_student"} & set(vars(job)):
-            monkeypatch.setattr(job, name, lambda cluster: None)
+            monkeypatch.setattr(job, name, lambda *_: None)
 
 
 @pytest.mark.parametrize(
