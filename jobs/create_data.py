@@ -31,7 +31,7 @@ from jobs.data_plan import (
 )
 from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
-from jobs.runtime import ClusterConfig, connect, name_application, require, require_shared, run_main, start_http
+from jobs.runtime import ClusterConfig, claim_application, connect, require, require_shared, run_main, start_http
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute, join
@@ -91,7 +91,7 @@ def run(
     start_http(cluster)
     from raydistill.teacher import app
 
-    application = name_application("teacher", cluster, plan.folder)
+    application = claim_application("teacher", cluster, plan.folder)
     with show_stage("teacher: starting"):
         own_handle = app.start(config.teacher_model, engine, application)
     try:

@@ -21,9 +21,9 @@ from jobs.places import Place
 from jobs.progress import show_stage
 from jobs.runtime import (
     ClusterConfig,
+    claim_application,
     connect,
     disconnect,
-    name_application,
     require,
     require_shared,
     run_main,
@@ -211,7 +211,7 @@ def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[M
     from raydistill.teacher import app
 
     with clock.stage("teacher_start"), show_stage("teacher: starting"):
-        application = name_application("teacher", settings.cluster, absolute(settings.create_data.output_file))
+        application = claim_application("teacher", settings.cluster, plan.folder)
         handle = app.start(settings.create_data.teacher_model, settings.teacher, application)
     try:
         with clock.stage("create_data"):

@@ -133,16 +133,34 @@ def is_own_cluster(config: ClusterConfig) -> bool:
 def name_application(role: str, config: ClusterConfig, purpose: str) -> tuple[str, str]:
     """Return (name, route prefix) of a job's own application: on a shared cluster other jobs have theirs.
 
-    The same command again gives the same name, so that what a killed one left there is replaced and not joined by a
-    second one.
-
     Args:
         role: "teacher" or "student".
         config: which cluster the job runs on.
-        purpose: what only this job writes, like its dataset's folder.
+        purpose: what it is for, like a dataset's folder: the same for the same command.
     """
-    name = role if is_own_cluster(config) else f"{role}-{digest([role, purpose])[:12]}"
+    import ray
+
+    job = "" if is_own_cluster(config) else ray.get_runtime_context().get_job_id()
+    name = f"{role}-{digest(purpose)[:12]}-{job}" if job else role
     return name, "/" if name == "student" else f"/{name}"
+
+
+def claim_application(role: str, config: ClusterConfig, purpose: str) -> tuple[str, str]:
+    """Return `name_application`'s, when what jobs that are dead left there for the same purpose is gone.
+
+    A job that is killed stops nothing, and Serve goes on: the same command again would have no room for its own. What a
+    living job started stays, whatever its purpose.
+    """
+    from ray import serve
+    from ray._private import state  # Ray's public list of jobs needs the dashboard
+
+    name, route_prefix = name_application(role, config, purpose)
+    dead = set() if is_own_cluster(config) else {job["JobID"] for job in state.jobs() if job["IsDead"]}
+    for job in dead:
+        left = f"{name.rpartition('-')[0]}-{job}"
+        if left in serve.status().applications:
+            serve.delete(left)
+    return name, route_prefix
 
 
 def disconnect(config: ClusterConfig) -> None:

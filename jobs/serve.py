@@ -15,6 +15,7 @@ from jobs.places import find_model, model_places
 from jobs.progress import show_stage
 from jobs.runtime import (
     ClusterConfig,
+    claim_application,
     connect,
     disconnect,
     is_own_cluster,
@@ -60,14 +61,14 @@ def start_student(
     engine = EngineConfig.model_validate(table.model_dump(exclude={"url", "poll_seconds"}))
     if engine.adapter_mode == "merged" and engine.merged_alias is None:
         engine = engine.model_copy(update={"merged_alias": f"{task_config.name}/final"})
-    application = _name_student(task_config, cluster, job)
+    application = claim_application("student", cluster, _purpose(task_config, job))
     with show_stage("student: starting"):
         app.start(task_config.student_model, task_config.storage, engine, table.poll_seconds, application)
     return f"{base_url}{application[1]}".rstrip("/")
 
 
-def _name_student(task_config: task.TaskConfig, cluster: ClusterConfig, job: str) -> tuple[str, str]:
-    return name_application("student", cluster, f"{job} {task_config.name} {absolute(task_config.storage)}")
+def _purpose(task_config: task.TaskConfig, job: str) -> str:
+    return f"{job} {task_config.name} {absolute(task_config.storage)}"
 
 
 def stop_student(task_config: task.TaskConfig, cluster: ClusterConfig, job: str) -> None:
@@ -77,7 +78,7 @@ def stop_student(task_config: task.TaskConfig, cluster: ClusterConfig, job: str)
 
     if is_own_cluster(cluster) or not ray.is_initialized():
         return
-    name = _name_student(task_config, cluster, job)[0]
+    name = name_application("student", cluster, _purpose(task_config, job))[0]
     if name in serve.status().applications:  # empty where Serve does not run: then nothing was started
         serve.delete(name)
 

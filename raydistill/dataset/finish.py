@@ -149,8 +149,11 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
     found = [keep_table(answers, origin, rules) for answers in pick_rows(folder, manifest.answers, asked)]
     drops = [drops for _, drops in found]
     num_answers = sum(examples.num_rows + dropped.num_rows for examples, dropped in found)
-    spoiled = {identifier[:ID_DIGITS] for table in drops for identifier in table["id"].to_pylist()}
-    num_kept = len(asked) - len(spoiled)
+    good, spoiled = (
+        {identifier[:ID_DIGITS] for table in tables for identifier in table["id"].to_pylist()}
+        for tables in ([examples for examples, _ in found], drops)
+    )
+    num_kept = len(good - spoiled)
     if num_kept < min_kept:
         reasons = Counter(reason for table in drops for reason in table["reason"].to_pylist())
         what = "answers" if num_answers == len(asked) else "conversations"

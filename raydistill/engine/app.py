@@ -39,15 +39,11 @@ def build_application(llm_config: LLMConfig, config: EngineConfig) -> serve.Appl
 def run_application(app: serve.Application, name: str, route_prefix: str, timeout_seconds: float) -> DeploymentHandle:
     """Start an application and return the handle of its engine, when that is healthy.
 
-    One of the same name that runs already, left by a job that was killed, goes first: it holds what this one needs.
-
     Raises:
         ConfigError: Serve listens on a non-loopback address, and there is no key; nothing was started.
         ServiceError: it failed, or was not ready in time; it is stopped again.
     """
     check_front(read_key() is not None)
-    if name in serve.status().applications:
-        serve.delete(name)
     serve._run(app, name=name, route_prefix=route_prefix, _blocking=False)
     deadline = time.monotonic() + timeout_seconds
     while True:

@@ -53,9 +53,6 @@ sent = [{}, {"X-API-Key": "tml-wrong"}, {"X-API-Key": key}, {"Authorization": f"
 answers = [httpx.get(url, headers=headers, timeout=30) for headers in sent]
 told["statuses"] = [answer.status_code for answer in answers]
 told["replicas"] = [replica["replica"] for replica in answers[-1].json()["replicas"]]
-start(has_key=True)  # as the same command again does, when the one before was killed
-again = httpx.get(url, headers=sent[2], timeout=30).json()["replicas"]
-told["replaced"] = [replica["replica"] for replica in again]
 stop_application("front")
 ray.shutdown()
 files = [file for file in logs.rglob("*") if file.is_file()]
@@ -84,6 +81,5 @@ def test_open_front_is_refused_without_a_key_and_the_key_reaches_the_replica_and
         assert "Serve listens on 0.0.0.0" in refusal and "RAYDISTILL_API_KEY" in refusal
     assert told["statuses"] == [401, 401, 200, 200]
     assert len(set(told["replicas"])) == 2, "the front asks every replica for its status"
-    assert len(set(told["replaced"])) == 2 and not set(told["replaced"]) & set(told["replicas"])
     assert told["files"] > 5 and told["leaks"] == []
     assert KEY not in done.stdout + done.stderr

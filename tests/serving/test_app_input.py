@@ -27,7 +27,7 @@ def test_a_student_that_merges_has_to_know_what(settings, message, model_dir, tm
 def test_serve_merges_the_tasks_own_final_unless_told(monkeypatch):
     started = []
     monkeypatch.setattr(app, "start", lambda *arguments: started.append(arguments))
-    monkeypatch.setattr(serve, "name_application", lambda *_: ("student", "/"))
+    monkeypatch.setattr(serve, "claim_application", lambda *_: ("student", "/"))
     task = TaskConfig(name="triage", prompt="p.md", queries="q.jsonl", teacher_model="m", student_model="m")
     for settings in ({"adapter_mode": "merged"}, {"adapter_mode": "merged", "merged_alias": "triage/next"}, {}):
         table = StudentTable.model_validate(settings)
