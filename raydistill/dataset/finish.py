@@ -156,7 +156,7 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
     num_kept = len(good - spoiled)
     if num_kept < min_kept:
         reasons = Counter(reason for table in drops for reason in table["reason"].to_pylist())
-        what = "answers" if num_answers == len(asked) else "conversations"
+        what = "conversations" if num_answers > len(asked) else "answers"
         raise QualityError(
             f"{folder}: of the first {len(asked)} {what} {num_kept} can be used, smoke_min_kept is {min_kept}; nothing "
             "more was asked. Mend the reasons (P, max_tokens, the rules), then run the same command again: what is "
