@@ -1,13 +1,13 @@
 """cluster/local.sh stops what it started and nothing else; what it needs is told when it is missing."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, find_program
+
 SCRIPT = ROOT / "cluster/local.sh"
 
 
@@ -72,7 +72,8 @@ def test_usage_is_shown_when_the_command_is_unknown(tmp_path):
 
 @pytest.mark.parametrize("command", [["bash", "-n"], ["shellcheck"]], ids=["bash", "shellcheck"])
 def test_script_is_clean(command):
-    if shutil.which(command[0]) is None:
+    program = find_program(command[0])
+    if program is None:
         pytest.skip(f"{command[0]} is not at hand")
-    done = subprocess.run([*command, SCRIPT], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *command[1:], SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
