@@ -10,7 +10,7 @@
 #
 # Settings: WORKERS (2), NODE_CPUS (6, logical), GCS_PORT, DASHBOARD_PORT, STUDENT_GCS_PORT, STUDENT_DASHBOARD_PORT,
 # JOB_SERVE_PORT, S3_PORT, SHARED_DIR; STUDENT_CONFIG (cluster/serve.student.yaml), RAYDISTILL_BIN (.venv/bin) and RAYDISTILL_STATE
-# (.raydistill/cluster: ids, logs, token). The S3 server keeps its objects in memory: they end with it.
+# (.raydistill/cluster: ids, logs, token, the store's secret). The S3 server keeps its objects in memory: they end with it.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -121,12 +121,18 @@ except OSError as error:
 PYTHON
 }
 
-wait_for() { # NAME WHAT COMMAND...: until the command succeeds, or NAME has ended, or the time is over
-  local name=$1 what=$2 deadline=$((SECONDS + START_SECONDS))
+student_fault() { # why Serve has given the student up; nothing where it may still come
+  PYTHONPATH="$ROOT" "$BIN/python" "$ROOT/cluster/student.py" fault "http://127.0.0.1:$STUDENT_DASHBOARD_PORT" "$STATE/token"
+}
+
+wait_for() { # NAME WHAT COMMAND...: until the command succeeds, or NAME has ended, or Serve gives up, or time is over
+  local name=$1 what=$2 fault='' deadline=$((SECONDS + START_SECONDS))
   shift 2
   until "$@" >/dev/null 2>&1; do
     [[ -n $(members "$name") ]] || fail "$what: $name ended. Its last lines ($STATE/$name.log):
 $(tail -n 5 "$STATE/$name.log")"
+    [[ $what != "the student" ]] || fault=$(student_fault)
+    [[ -z $fault ]] || fail "$what: $fault"
     ((SECONDS < deadline)) || fail "$what: nothing after $START_SECONDS s. See $STATE/$name.log."
     sleep 1
   done
@@ -137,7 +143,10 @@ $(tail -n 5 "$STATE/$name.log")"
 use_environment() {
   export PATH="$BIN:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
   export AWS_ENDPOINT_URL="http://127.0.0.1:$S3_PORT" AWS_DEFAULT_REGION=us-east-1
-  export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local
+  # Of this cluster's own store, which takes any: nobody's real credentials get into it, and these can be searched for.
+  unset AWS_SESSION_TOKEN AWS_PROFILE
+  AWS_SECRET_ACCESS_KEY=$(<"$STATE/s3_secret")
+  export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY
   # Whoever can reach a Ray cluster can run code on it: other users of this machine need the token.
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$STATE/token"
   export PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 RAY_TRAIN_V2_ENABLED=1
@@ -148,11 +157,16 @@ use_environment() {
   export no_proxy="$NO_PROXY"
 }
 
+make_secret() { # NAME: a file that only its owner reads
+  (umask 077 && "$BIN/python" -c 'import secrets; print(secrets.token_hex(32))' >"$STATE/$1")
+}
+
 check_start() {
   local program port variable
   for program in python ray serve moto_server; do
     [[ -x $BIN/$program ]] || fail "$BIN/$program is not there: run \`make setup\` first, or set RAYDISTILL_BIN."
   done
+  PYTHONPATH="$ROOT" "$BIN/python" "$ROOT/cluster/student.py" check "$STUDENT_CONFIG"
   ! is_up || fail "it is up already ($(names | tr '\n' ' ')): \`$0 status\` shows it, \`$0 down\` ends it."
   for variable in GCS_PORT DASHBOARD_PORT STUDENT_GCS_PORT STUDENT_DASHBOARD_PORT S3_PORT SERVE_PORT JOB_SERVE_PORT; do
     port=${!variable}
@@ -175,8 +189,9 @@ up() {
   local index node temp_dir
   check_start
   mkdir -p "$STATE"
+  make_secret token
+  make_secret s3_secret
   use_environment
-  (umask 077 && "$BIN/python" -c 'import secrets; print(secrets.token_hex(32))' >"$STATE/token")
   # Of their own and short: Ray's sockets lie in them, and the path of a socket has 107 bytes at most.
   mktemp -d "${TMPDIR:-/tmp}/rd.XXXXXX" >"$STATE/temp_dir"
   temp_dir=$(<"$STATE/temp_dir")
@@ -220,7 +235,7 @@ down() {
   if [[ -f $STATE/temp_dir ]]; then
     name=$(<"$STATE/temp_dir")
     [[ $name != */rd.?????? ]] || rm -rf "$name"
-    rm -f "$STATE/temp_dir" "$STATE/token"
+    rm -f "$STATE/temp_dir" "$STATE/token" "$STATE/s3_secret"
   fi
 }
 
@@ -235,7 +250,10 @@ status() {
       gone=1
     fi
   done
-  get "$URL/status" || gone=1
+  get "$URL/status" || {
+    gone=1
+    student_fault
+  }
   return "$gone"
 }
 

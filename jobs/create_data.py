@@ -31,7 +31,16 @@ from jobs.data_plan import (
 )
 from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
-from jobs.runtime import ClusterConfig, claim_application, connect, require, require_shared, run_main, start_http
+from jobs.runtime import (
+    ClusterConfig,
+    claim_application,
+    connect,
+    require,
+    require_room,
+    require_shared,
+    run_main,
+    start_http,
+)
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute, join
@@ -88,6 +97,7 @@ def run(
     connect(cluster)
     require_shared(list_places(config), cluster)
     require("create_data", cpus=logical_cpus(config, engine), gpus=engine.count_gpus(), cluster=cluster)
+    require_room("the teacher", engine.max_replicas, engine.replica_size(), cluster)
     start_http(cluster)
     from raydistill.teacher import app
 

@@ -25,6 +25,7 @@ from jobs.runtime import (
     connect,
     disconnect,
     require,
+    require_room,
     require_shared,
     run_main,
     start_http,
@@ -111,7 +112,7 @@ def run(settings: Settings) -> dict[str, Any]:
         require_shared(_list_places(settings), settings.cluster)
         gpus = _count_gpus(settings)
         require("distill", cpus=_logical_cpus(settings), gpus=gpus, cluster=settings.cluster)
-        train.require_spread(settings.train, settings.cluster)
+        _require_room(settings)
         base_url = start_http(settings.cluster)
     places = join(absolute(settings.task.storage), "prompts", settings.task.name)
     keep_prompt(load_prompt(settings.task.prompt), places)
@@ -193,6 +194,15 @@ def _count_gpus(settings: Settings) -> int:
     training = settings.train.min_workers if settings.train.use_gpu else 0
     student = 0 if settings.student.url else settings.student.count_gpus()
     return max(settings.teacher.count_gpus(), training, student)
+
+
+def _require_room(settings: Settings) -> None:
+    """Refuse replicas and workers that no node has room for."""
+    teacher, student, cluster = settings.teacher, settings.student, settings.cluster
+    require_room("the teacher", teacher.max_replicas, teacher.replica_size(), cluster)
+    train.require_workers(settings.train, settings.train.use_gpu is True, cluster)
+    if not student.url:
+        require_room("the student", student.max_replicas, student.replica_size(), cluster)
 
 
 def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[Manifest, Reference]":

@@ -21,6 +21,7 @@ from raydistill.client.service import SamplingClient, ServiceClient
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
 from raydistill.core.models import model_revision, resolve_model
+from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import load_prompt
 from raydistill.core.records import Query, TokenRequest, TokenResult, Usage
 from raydistill.core.uris import absolute, join
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     assert isinstance(config, EvaluateConfig)  # for the type checker
     if task is None:
         raise ConfigError("evaluate: give a task file: python -m jobs.evaluate TASK.toml [student_url=...]")
+    check_storage("task.storage", task.storage)
     reference = get_reference(config, task)
     uri = join(absolute(task.storage), "models", task.name)
     base_model = resolve(uri, config.version).base_model

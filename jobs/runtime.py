@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,20 +218,40 @@ def require(
         )
 
 
-def require_nodes(what: str, num_nodes: int, cluster: ClusterConfig) -> None:
-    """Refuse what the connected cluster has too few nodes for, unless it grows by itself.
+def require_room(what: str, count: int, size: Mapping[str, float], cluster: ClusterConfig, apart: bool = False) -> None:
+    """Refuse what the nodes of the connected cluster have no room for one by one, though all of them together may.
+
+    A cluster that grows by itself is believed: of what size its next nodes are Ray does not tell.
+
+    Args:
+        what: the parts, for the message.
+        count: how many parts.
+        size: what a node must have for one of them: logical CPUs, GPUs.
+        cluster: says whether it grows.
+        apart: each part has a node of its own.
 
     Raises:
         CapacityError: with both numbers, before anything is started.
     """
     import ray
 
-    have = sum(node["Alive"] for node in ray.nodes())
-    if have < num_nodes and cluster.max_cpus is None and cluster.max_gpus is None:
+    if cluster.max_cpus is not None or cluster.max_gpus is not None:
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = [min(int(node.get(key, 0) // amount) for key, amount in size.items()) for node in nodes]
+    have = sum(min(1, parts) for parts in room) if apart else sum(room)
+    if have < count:
+        sizes = sorted({_list_resources(node, size) for node in nodes})
+        where = "each on a node of its own" if apart else "each on one node"
         raise CapacityError(
-            f"{what} needs {num_nodes} nodes, the cluster has {have}. Give it more, or choose another placement "
+            f"{what} needs {count} times {_list_resources(size, size)}, {where}; the cluster has room for {have}, its "
+            f"{len(nodes)} nodes have {', '.join(sizes)}. Ask for less, or give the cluster more or larger nodes "
             "(cluster.max_cpus where it grows by itself)."
         )
+
+
+def _list_resources(have: Mapping[str, float], keys: Iterable[str]) -> str:
+    return " and ".join(f"{have.get(key, 0):g} {key}" for key in keys)
 
 
 def require_shared(places: Sequence[Place], config: ClusterConfig) -> None:

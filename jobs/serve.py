@@ -21,6 +21,7 @@ from jobs.runtime import (
     is_own_cluster,
     name_application,
     require,
+    require_room,
     require_shared,
     run_main,
     start_http,
@@ -166,6 +167,7 @@ def main(argv: Sequence[str]) -> None:
         places = [("task.storage", found.storage), *model_places("student_model", found.student_model)]
         require_shared(places, cluster)
         require("serve", cpus=2 * student.max_replicas + 1, gpus=student.count_gpus(), cluster=cluster)
+        require_room("the student", student.max_replicas, student.replica_size(), cluster)
         url = start_student(found, student, cluster, start_http(cluster), "serve")
         status = read_status(url)
         for alias, exact in status["aliases"].items():

@@ -17,7 +17,7 @@ from jobs import task
 from jobs.places import Place, find_model, model_places
 from jobs.progress import TrainingProgress, show_training
 from jobs.publishing import check_output, publish_adapter, publish_merged_model
-from jobs.runtime import ClusterConfig, connect, disconnect, require, require_nodes, require_shared, run_main
+from jobs.runtime import ClusterConfig, connect, disconnect, require, require_room, require_shared, run_main
 from jobs.saved_tokens import count_saved_tokens
 from jobs.teaching import Student, add_teacher, make_generic_rows
 from raydistill.core.errors import DatasetError
@@ -89,7 +89,7 @@ def run(
     require_shared(list_places(config), cluster)
     gpus = config.min_workers if wants_gpu(config) else 0
     require("train", cpus=config.min_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
-    require_spread(config, cluster)
+    require_workers(config, gpus > 0, cluster)
     dtype = choose_dtype(config, gpus > 0)
     all_rows = [*rows.train, *rows.generic, *rows.validation]
     run_id = digest(decide(config, all_rows, student.model_dir, dtype, rows.teacher_prefix))[:12]
@@ -114,10 +114,12 @@ def _merged(config: TrainConfig, output_uri: str, version: Version, student: Stu
     return version
 
 
-def require_spread(config: TrainConfig, cluster: ClusterConfig) -> None:
-    """Refuse workers that shall each have a node of their own where there are fewer: Ray would wait without end."""
-    if config.placement == "STRICT_SPREAD":
-        require_nodes("train.placement=STRICT_SPREAD", config.min_workers, cluster)
+def require_workers(config: TrainConfig, on_gpu: bool, cluster: ClusterConfig) -> None:
+    """Refuse workers that the nodes have no room for, as they are to be placed: Ray would wait without end."""
+    size = {"CPU": config.threads_per_worker, **({"GPU": 1} if on_gpu else {})}
+    apart = config.placement == "STRICT_SPREAD"
+    what = "train.placement=STRICT_SPREAD" if apart else "train"
+    require_room(what, config.min_workers, size, cluster, apart)
 
 
 def find_output(config: TrainConfig) -> str:

@@ -1,11 +1,17 @@
-"""Python in a process of its own: a job as a user starts it, or a few lines of code."""
+"""Processes of their own: a job as a user starts it, a few lines of Python, and where a program lies."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+
+
+def find_program(name: str) -> str | None:
+    """Return where a program is: beside Python, where the development requirements put it, or else on the path."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
 def run_job(

@@ -83,3 +83,16 @@ def make_tiny_model(folder: str | Path, seed: int = 0, dtype: str = "float32", s
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(str(path), safe_serialization=True)
     return str(path)
+
+
+def make_other_tiny_model(folder: str | Path) -> str:
+    """Save a model of another family: fewer merges, another template and another end of turn; returns the folder."""
+    from transformers import AutoTokenizer
+
+    path = make_tiny_model(folder, seed=1)
+    make_tiny_tokenizer(path, vocab_size=300)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("<|im_start|>", "## ").replace("<|im_end|>", "<|endoftext|>")
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(path)
+    return path

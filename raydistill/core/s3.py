@@ -86,7 +86,13 @@ def make_client(connect_seconds: float, read_seconds: float, attempts: int) -> A
 def errors(uri: str) -> Iterator[None]:
     """Turn what boto3 raises about a place into our errors, which say what to do next."""
     from boto3.exceptions import S3UploadFailedError
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        CredentialRetrievalError,
+        HTTPClientError,
+        IncompleteReadError,
+    )
     from botocore.exceptions import ConnectionError as BotoConnectionError
     from botocore.parsers import ResponseParserError
 
@@ -99,6 +105,8 @@ def errors(uri: str) -> Iterator[None]:
     except RecursionError as error:  # boto3 asks a server that redirects everything where its bucket is, and so on
         raise StorageError(describe_stranger(uri, "a redirect (should it be https?)")) from error
     except (BotoConnectionError, HTTPClientError, IncompleteReadError, S3UploadFailedError) as error:
+        raise UnavailableError(_describe_absence(uri, error)) from error
+    except CredentialRetrievalError as error:  # who hands out credentials is away, as an agent may be when a pod starts
         raise UnavailableError(_describe_absence(uri, error)) from error
     except BotoCoreError as error:
         raise StorageError(_describe_absence(uri, error)) from error
@@ -168,7 +176,8 @@ def _explain(uri: str, error: Any) -> RaydistillError:
             f"{uri}: {_endpoint()} does not know all of {what} (conditional writes, most likely). Use another store."
         )
     if code.isdigit() or not code:  # an S3 store names its errors; a bare status is some other server's
-        return StorageError(describe_stranger(uri, f"status {code or 'unknown'} without S3's XML"))
+        kind = UnavailableError if status in (502, 504) else StorageError  # a gateway's, whose store may come back
+        return kind(describe_stranger(uri, f"status {code or 'unknown'} without S3's XML"))
     return StorageError(f"{uri}: {what} failed, the object store answered {code}.")
 
 

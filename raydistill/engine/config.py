@@ -100,6 +100,10 @@ class EngineConfig(Section):
         """Return the GPUs that its replicas hold at most on the connected cluster; see `runs_on_gpu`."""
         return self.max_replicas * self.tensor_parallel_size if self.runs_on_gpu() else 0
 
+    def replica_size(self) -> dict[str, float]:
+        """Return what one node must have for a replica; further GPUs may be on other nodes."""
+        return {"CPU": 1, "GPU": 1} if self.runs_on_gpu() else {"CPU": 2}
+
     def runs_on_gpu(self) -> bool:
         """Return whether it runs on a GPU of the connected cluster."""
         import ray

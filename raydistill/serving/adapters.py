@@ -12,10 +12,18 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from raydistill.core.errors import NotFoundError, RaydistillError, RefusedError, ServiceError, StorageError
-from raydistill.core.uris import parse_model_path
+from raydistill.core.errors import (
+    NotFoundError,
+    RaydistillError,
+    RefusedError,
+    ServiceError,
+    StorageError,
+    UnavailableError,
+)
+from raydistill.core.uris import is_remote, parse_model_path
 from raydistill.engine import metrics
 from raydistill.registry.follow import Followed, Follower
 from raydistill.registry.versions import LABEL
@@ -41,7 +49,7 @@ class AdapterTable:
         self._followed = Followed({}, {})
         self._served: dict[Key, Loaded] = {}
         self._unread: dict[Key, str] = {}  # (name, label) of what an alias names and cannot be read now
-        self._storage_error: tuple[str, str] | None = None  # what, and since when
+        self._storage_error: tuple[OSError, str] | None = None  # what, and since when
         self._asking: tuple[float, str] | None = None  # since when, on both clocks
 
     async def start(self, poll_seconds: float, patience_seconds: float, version_patience_seconds: float) -> None:
@@ -49,20 +57,27 @@ class AdapterTable:
 
         Args:
             poll_seconds: between two tries.
-            patience_seconds: for a registry that cannot be read: a replica that knows of no version would answer 404
-                for what its siblings serve.
+            patience_seconds: for a registry that cannot be read now: a replica that knows of no version would answer
+                404 for what its siblings serve. For what does not pass (no such bucket, no rights) there is none.
             version_patience_seconds: for single versions that cannot be read; then the version before is served.
 
         Raises:
-            StorageError: patience ended.
+            StorageError: patience ended, or there is nothing to wait for.
         """
+        if not is_remote(self._uri) and not Path(self._uri).is_dir():
+            logger.warning(
+                "%s is not on this node yet. Where there are several nodes, storage has to be s3://..., or a folder "
+                "that all of them have mounted: a replica that does not see it serves no version.",
+                self._uri,
+            )
         start = time.monotonic()
         while True:
             await self.refresh()
             waited = time.monotonic() - start
             if self._storage_error is not None:
-                if waited > patience_seconds:
-                    raise StorageError(f"the registry could not be read for {waited:.0f} s: {self._storage_error[0]}")
+                error = self._storage_error[0]
+                if waited > patience_seconds or self._lasts(error):
+                    raise StorageError(f"the registry could not be read for {waited:.0f} s: {error}") from error
             elif not self._unread:
                 return
             elif waited > version_patience_seconds:
@@ -83,7 +98,7 @@ class AdapterTable:
         except OSError as error:
             if self._storage_error is None:
                 logger.warning("the registry cannot be read, serving what is loaded: %s", error)
-            self._storage_error = (str(error), (self._storage_error or self._asking)[1])
+            self._storage_error = (error, (self._storage_error or self._asking)[1])
             metrics.count_storage_error()
             return
         finally:
@@ -95,6 +110,10 @@ class AdapterTable:
         for key in set(self._served) - wanted:
             metrics.set_active("/".join(key), "", self._served.pop(key).engine_name)
         await self._evict()
+
+    def _lasts(self, error: OSError) -> bool:
+        """Return whether a fault does not pass by itself, as far as one can tell: a mount may always come back."""
+        return is_remote(self._uri) and isinstance(error, StorageError) and not isinstance(error, UnavailableError)
 
     def _wanted(self) -> set[Key]:
         """Return the aliases that are followed, of those that there are."""
@@ -180,7 +199,7 @@ class AdapterTable:
         """Return aliases with their exact versions, what is not served and why, and the storage's state."""
         refused = {"/".join(key): item.reason for key, item in sorted(self._shelf.refused.items())}
         unread = {"/".join(key): reason for key, reason in sorted(self._unread.items())} | self._followed.unreadable
-        error = self._storage_error
+        error = None if self._storage_error is None else (str(self._storage_error[0]), self._storage_error[1])
         if error is None and self._asking is not None and time.monotonic() - self._asking[0] > SLOW_SECONDS:
             error = (f"{self._uri} does not answer", self._asking[1])
         return {

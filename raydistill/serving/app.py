@@ -8,8 +8,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.config import validate
-from raydistill.core.errors import ConfigError
+from raydistill.core.errors import ConfigError, UnavailableError
 from raydistill.core.models import resolve_model
+from raydistill.core.preflight import check_storage
 from raydistill.core.uris import absolute, join, parse_model_path
 from raydistill.engine.app import build_application, run_application, stop_application
 from raydistill.engine.args import MERGING, make_llm_config
@@ -39,16 +40,32 @@ def build(args: dict[str, Any]) -> serve.Application:
     if merged:
         config = _prepare_merging(config)
     server = MergedServer if merged else StudentServer
+    models_uri = join(absolute(config.storage), "models")
+    _check_registry(models_uri)
     model_dir = resolve_model(config.model)
     llm_config = make_llm_config(config.model, model_dir, config, server, lora=not merged, drains=True)
     llm_config.experimental_configs["raydistill"] = {
-        "models_uri": join(absolute(config.storage), "models"),
+        "models_uri": models_uri,
         "max_lora_rank": config.max_lora_rank,
         "max_resident": llm_config.engine_kwargs.get("max_cpu_loras"),
         "merged_alias": config.merged_alias,
         "poll_seconds": config.poll_seconds,
     }
     return build_application(llm_config, config)
+
+
+def _check_registry(models_uri: str) -> None:
+    """Refuse a store that a replica could never read: it would say so only when its engine has started.
+
+    Raises:
+        ConfigError: no such bucket, no rights to read, or no S3 endpoint.
+    """
+    try:
+        check_storage("student args: storage", models_uri, read_only=True)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, UnavailableError):
+            raise
+        logger.warning("%s A replica waits for it.", error)  # a cluster starts anew while its store is away
 
 
 def _prepare_merging(config: StudentConfig) -> StudentConfig:

@@ -2,13 +2,14 @@
 
 import importlib
 import re
-from pathlib import Path
+import subprocess
 
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, find_program
+
 SERVE_FILES = sorted((ROOT / "cluster").glob("serve.*.yaml"))
 
 
@@ -50,3 +51,11 @@ def test_dockerfile_is_pinned_copies_what_exists_and_ends_as_a_user():
     for name in ("cpu", "gpu"):
         stage = text.partition(f" AS {name}\n")[2].partition("\nFROM ")[0]
         assert re.findall(r"^USER (.+)$", stage, re.MULTILINE)[-1] == "1000:1000"
+
+
+def test_dockerfile_passes_hadolint():
+    hadolint = find_program("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not at hand")
+    done = subprocess.run([hadolint, ROOT / "cluster/Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

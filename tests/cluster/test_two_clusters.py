@@ -3,10 +3,13 @@
 The jobs' cluster has two jobs at the same time: a whole distillation and the recipe's two commands.
 """
 
+import contextlib
+import fnmatch
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,13 @@ from raydistill.queries.read import read_queries
 from raydistill.registry.versions import list_versions
 from tests.loopback import free_port
 from tests.processes import ROOT
-from tests.tiny import make_tiny_model
+from tests.tiny import make_other_tiny_model, make_tiny_model
 from tests.tiny_task import make_answers_end, write_tiny_task
 
 SCRIPT = ROOT / "cluster/local.sh"
 ANALYST = ROOT / "jobs/configs/analyst.toml"
 PORTS = ("GCS_PORT", "DASHBOARD_PORT", "STUDENT_GCS_PORT", "STUDENT_DASHBOARD_PORT", "S3_PORT", "JOB_SERVE_PORT")
+OWN_SECRET = "sEcReT-of-the-user-at-AWS"  # whoever has credentials for another store starts it as anybody does
 
 
 class Clusters:
@@ -52,6 +56,9 @@ class Clusters:
             "RAYDISTILL_STATE": str(folder / "state"),
             "STUDENT_CONFIG": str(folder / "serve.yaml"),
             "SHARED_DIR": str(folder),
+            "AWS_ACCESS_KEY_ID": "of-the-user",
+            "AWS_SECRET_ACCESS_KEY": OWN_SECRET,
+            "AWS_SESSION_TOKEN": OWN_SECRET,
         }
 
     def run(self, *arguments: str, timeout_seconds: float = 300) -> subprocess.CompletedProcess[str]:
@@ -93,10 +100,31 @@ class Clusters:
 
     def read_json(self, key: str) -> Any:
         """Return an object of the bucket that both clusters share."""
+        return json.loads(self.read_object(key))
+
+    def read_object(self, key: str) -> bytes:
+        return self._s3().get_object(Bucket="raydistill", Key=key)["Body"].read()
+
+    def list_keys(self) -> list[str]:
+        """Return the key of every object of the bucket."""
+        pages = self._s3().get_paginator("list_objects_v2").paginate(Bucket="raydistill")
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def _s3(self) -> Any:
         endpoint = f"http://127.0.0.1:{self.env['S3_PORT']}"
         keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
-        client = boto3.client("s3", endpoint_url=endpoint, **keys)
-        return json.loads(client.get_object(Bucket="raydistill", Key=key)["Body"].read())
+        return boto3.client("s3", endpoint_url=endpoint, **keys)
+
+    def read_all(self) -> Iterator[tuple[str, bytes]]:
+        """Yield everything that both clusters have written: state and logs of local.sh and Ray, and the objects."""
+        state = self.folder / "state"
+        for folder in (state, Path((state / "temp_dir").read_text().strip())):
+            for path in folder.rglob("*"):
+                if path.is_file() and path not in (state / "token", state / "s3_secret"):
+                    with contextlib.suppress(FileNotFoundError):  # Ray renames and removes some
+                        yield str(path), path.read_bytes()
+        for key in self.list_keys():
+            yield f"s3://raydistill/{key}", self.read_object(key)
 
     @property
     def dashboard(self) -> str:
@@ -114,6 +142,11 @@ def clusters(tmp_path_factory):
     try:
         assert up.returncode == 0, up.stdout
         assert "3 nodes" in up.stdout
+        status = both.run("status")
+        assert status.returncode == 0, status.stdout
+        for name in ("head", "worker-1", "worker-2", "student", "s3"):
+            assert f"{name}: runs, id " in status.stdout
+        assert json.loads(status.stdout[status.stdout.index("{") :])["aliases"] == {}
         yield both
     finally:
         down = both.run("down")
@@ -131,13 +164,14 @@ def test_bad_input_ends_the_job_before_anything_starts_in_the_commands_own_words
 
 
 def run_recipe(clusters: Clusters) -> list[subprocess.CompletedProcess[str]]:
-    """Run the recipe's two commands as jobs: P and queries are the shipped example's."""
+    """Run the recipe's two commands as jobs: P and queries are the shipped example's, the student another model."""
     folder = clusters.folder
     model, data_file = make_long_tiny_model(folder / "long"), folder / "analyst.jsonl"
+    student = make_other_tiny_model(folder / "other")
     where = [f"cluster.shared_dir={folder}", f"cluster.http_port={clusters.env['JOB_SERVE_PORT']}"]
     asking = [f"teacher_model={model}", "num_examples=64", "temperature=1.0", "max_tokens=64", "num_actors=1"]
     random = ["smoke_rows=0", "max_dropped_share=1.0"]  # a random model ends some of its answers only
-    training = [f"student_model={model}", f"output_dir={folder}/models/analyst", "num_epochs=1", "max_steps=3"]
+    training = [f"student_model={student}", f"output_dir={folder}/models/analyst", "num_epochs=1", "max_steps=3"]
     commands = [
         ["jobs.create_data", f"output_file={data_file}", *asking, "teacher.max_model_len=4096", *random, *where],
         ["jobs.train", f"data_file={data_file}", *training, *where],
@@ -184,6 +218,10 @@ def test_a_job_on_three_nodes_distils_and_the_other_cluster_loads_it(clusters, s
     assert report["kl"]["served_difference"] < 1e-3
     version = clusters.read_json("models/tiny/v0001/version.json")
     assert version["prompt_digest"] == load_prompt(clusters.folder / "p.json").digest
+    keys = clusters.list_keys()
+    for pattern in ("datasets/tiny/answers/part-*", "datasets/tiny/part-*", "runs/tiny/*/checkpoints/*"):
+        assert fnmatch.filter(keys, pattern), pattern
+    assert not (clusters.folder / "storage").exists(), "the task file's own place was used"
     status = httpx.get(f"{clusters.url}/status", timeout=30).json()
     assert status["aliases"]["tiny/final"].startswith("tiny/v0001@")
     with raydistill.ServiceClient(clusters.url) as service:
@@ -194,7 +232,7 @@ def test_a_job_on_three_nodes_distils_and_the_other_cluster_loads_it(clusters, s
 
 
 def test_the_recipes_two_commands_end_in_a_published_version_beside_it(clusters, side_by_side):
-    _, (asked, _), _ = side_by_side
+    _, (asked, trained), _ = side_by_side
     assert "of 64 answers kept" in asked.stdout and "analyst.toml" in asked.stdout
     prompt = load_prompt(ANALYST.with_suffix(".prompt.md"))
     data_file = clusters.folder / "analyst.jsonl"
@@ -204,7 +242,8 @@ def test_the_recipes_two_commands_end_in_a_published_version_beside_it(clusters,
     queries = {query.messages[0]["content"] for query in read_queries(ANALYST.with_suffix(".queries.jsonl"))}
     assert {example.messages[0]["content"] for example in examples} <= queries
     (version,) = list_versions(str(clusters.folder / "models/analyst"))
-    assert version.prompt_digest == prompt.digest and version.base_model == str(clusters.folder / "long")
+    assert version.prompt_digest == prompt.digest and version.base_model == str(clusters.folder / "other")
+    assert "another tokenizer" in trained.stdout, "a student of another family learns from the teacher's text"
 
 
 def test_the_same_job_again_asks_and_trains_nothing(clusters, side_by_side):
@@ -212,3 +251,14 @@ def test_the_same_job_again_asks_and_trains_nothing(clusters, side_by_side):
     assert done.returncode == 0, done.stdout
     assert "teacher: starting" not in done.stdout
     assert "this very run's result already" in done.stdout
+
+
+def test_no_secret_is_in_a_log_or_an_object(clusters, side_by_side):
+    state = clusters.folder / "state"
+    secrets = [(state / name).read_bytes().strip() for name in ("token", "s3_secret")]
+    assert all(len(secret) == 64 for secret in secrets)
+    written = dict(clusters.read_all())
+    for name in ("*/head.log", "*/logs/gcs_server.out", "s3://raydistill/reports/tiny/v0001/report.json"):
+        assert fnmatch.filter(written, name), f"{name} was not searched"
+    holders = [name for name, data in written.items() for secret in (*secrets, OWN_SECRET.encode()) if secret in data]
+    assert holders == []

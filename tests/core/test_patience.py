@@ -1,9 +1,10 @@
 """Waiting for a store that is away."""
 
 import pytest
+from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
 
 from raydistill.core import patience, s3, storage
-from raydistill.core.errors import ConflictError, UnavailableError
+from raydistill.core.errors import ConflictError, StorageError, UnavailableError
 from raydistill.core.patience import patiently, replace_patiently
 from tests.loopback import free_port
 
@@ -20,6 +21,11 @@ def make_store(failures: list[Exception]):
         return "there"
 
     return read
+
+
+def make_client_error(code: str, status: int) -> ClientError:
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "ListObjectsV2")
 
 
 def test_a_store_that_comes_back_is_waited_for(caplog):
@@ -48,6 +54,23 @@ def test_a_store_that_takes_no_connection_is_away_not_broken(monkeypatch):
     quick = s3.make_client(connect_seconds=1, read_seconds=1, attempts=1)
     with pytest.raises(UnavailableError, match="Could not connect"), s3.errors("s3://bucket/key"):
         quick.get_object(Bucket="bucket", Key="key")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (make_client_error("502", 502), UnavailableError),
+        (make_client_error("403", 403), StorageError),
+        (make_client_error("NoSuchBucket", 404), StorageError),
+        (CredentialRetrievalError(provider="agent", error_msg="connection refused"), UnavailableError),
+        (NoCredentialsError(), StorageError),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_gateway_or_an_agent_may_come_back_and_a_missing_bucket_does_not(fault, kind):
+    with pytest.raises(StorageError) as caught, s3.errors("s3://bucket/key"):
+        raise fault
+    assert type(caught.value) is kind
 
 
 def test_a_write_whose_answer_was_lost_is_no_conflict(tmp_path, monkeypatch):

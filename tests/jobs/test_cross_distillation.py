@@ -12,21 +12,14 @@ from raydistill.dataset.write import open_dataset
 from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 from raydistill.training.config import TrainConfig
 from tests.dataset.ledger import DRAFT, commit, make_answer
-from tests.tiny import CHAT_TEMPLATE, make_tiny_model, make_tiny_tokenizer
+from tests.tiny import make_other_tiny_model, make_tiny_model
 
 TEAMS = ["billing", "returns", "shipping ü"]
 
 
 @pytest.fixture(scope="module")
 def student_dir(tmp_path_factory):
-    """A model with fewer merges, another template and another end of turn than the teacher's."""
-    folder = make_tiny_model(tmp_path_factory.mktemp("student"), seed=1)
-    make_tiny_tokenizer(folder, vocab_size=300)
-    tokenizer = load_tokenizer(folder)
-    tokenizer.chat_template = CHAT_TEMPLATE.replace("<|im_start|>", "## ").replace("<|im_end|>", "<|endoftext|>")
-    tokenizer.eos_token = "<|endoftext|>"
-    tokenizer.save_pretrained(folder)
-    return folder
+    return make_other_tiny_model(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from jobs import distill
-from jobs.runtime import ClusterConfig, require, require_nodes
+from jobs.runtime import ClusterConfig, require, require_room
 from jobs.serve import read_status
 from raydistill.core.errors import CapacityError
 from tests.tiny_task import write_tiny_task
@@ -39,7 +39,10 @@ def test_require_refuses_when_the_cluster_does_not_grow(small_cluster):
         ("teacher.accelerator=gpu", "distill needs 1 GPU, the cluster has 0"),
         ("train.use_gpu=true", "distill needs 2 GPU, the cluster has 0"),
         ("student.accelerator=gpu", "distill needs 1 GPU, the cluster has 0"),
-        ("train.placement=STRICT_SPREAD", "STRICT_SPREAD needs 2 nodes, the cluster has 1"),
+        (
+            "train.placement=STRICT_SPREAD",
+            "STRICT_SPREAD needs 2 times 1 CPU, each on a node of its own; .* room for 1,",
+        ),
         ("teacher.num_replicas=9", "CPU, the cluster has 12"),
         ("train.threads_per_worker=8", "distill needs 17 CPU, the cluster has 12"),
     ],
@@ -47,7 +50,7 @@ def test_require_refuses_when_the_cluster_does_not_grow(small_cluster):
 def test_distill_names_what_the_cluster_lacks_before_anything_starts(tmp_path, monkeypatch, argument, said):
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 12.0, "memory": 1e9})
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+    monkeypatch.setattr(ray, "nodes", lambda: make_nodes({"CPU": 12.0}))
     monkeypatch.setattr(distill, "connect", lambda _: None)
     monkeypatch.setattr(distill, "start_http", lambda _: pytest.fail("Serve was started"))
     with pytest.raises(CapacityError, match=said):
@@ -55,12 +58,50 @@ def test_distill_names_what_the_cluster_lacks_before_anything_starts(tmp_path, m
     assert not (tmp_path / "storage").exists()
 
 
-def test_spread_workers_are_no_fault_where_the_cluster_grows(monkeypatch):
+@pytest.mark.parametrize(
+    ("nodes", "argument", "said"),
+    [
+        ([4, 4, 4], "train.threads_per_worker=5", "train needs 2 times 5 CPU, each on one node; .* room for 0,"),
+        (
+            [9, 1, 2],
+            "train.threads_per_worker=5",
+            "train needs 2 times 5 CPU.*room for 1, its 3 nodes have 1 CPU, 2 CPU, 9 CPU",
+        ),
+        (
+            [1] * 12,
+            "train.threads_per_worker=1",
+            "the teacher needs 1 times 2 CPU.*room for 0, its 12 nodes have 1 CPU",
+        ),
+    ],
+)
+def test_distill_names_what_no_single_node_has_room_for(tmp_path, monkeypatch, nodes, argument, said):
     ray = pytest.importorskip("ray")
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
-    require_nodes("train", 2, ClusterConfig.model_validate({"max_cpus": 8}))
-    with pytest.raises(CapacityError, match="train needs 2 nodes, the cluster has 1"):
-        require_nodes("train", 2, ClusterConfig.model_validate({}))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(nodes)), "memory": 1e9})
+    monkeypatch.setattr(ray, "nodes", lambda: make_nodes(*({"CPU": float(cpus)} for cpus in nodes)))
+    monkeypatch.setattr(distill, "connect", lambda _: None)
+    monkeypatch.setattr(distill, "start_http", lambda _: pytest.fail("Serve was started"))
+    task_file = write_tiny_task(tmp_path, 8000)
+    arguments = [str(task_file), argument, f"cluster.shared_dir={tmp_path}"]
+    with pytest.raises(CapacityError, match=said):
+        distill.run(distill.read_settings(arguments))
+
+
+def make_nodes(*resources):
+    """What Ray tells of nodes: these, and one that has died."""
+    alive = [{"Alive": True, "Resources": each} for each in resources]
+    return [*alive, {"Alive": False, "Resources": {}}]
+
+
+def test_room_is_counted_node_by_node_and_a_cluster_that_grows_is_believed(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "nodes", lambda: make_nodes({"CPU": 8.0, "GPU": 1.0}, {"CPU": 3.0}))
+    fixed = ClusterConfig.model_validate({})
+    require_room("x", 3, {"CPU": 3}, fixed)
+    require_room("x", 2, {"CPU": 3}, fixed, apart=True)
+    for count, size, apart in ((4, {"CPU": 3}, False), (3, {"CPU": 3}, True), (2, {"CPU": 1, "GPU": 1}, False)):
+        with pytest.raises(CapacityError, match=f"x needs {count} times"):
+            require_room("x", count, size, fixed, apart)
+        require_room("x", count, size, ClusterConfig.model_validate({"max_cpus": 8}), apart)
 
 
 class _Guarded(http.server.BaseHTTPRequestHandler):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import create_data, distill, serve, train
+from jobs import create_data, distill, evaluate, import_adapter, serve, train
 from jobs.places import check_shared, model_places
 from jobs.runtime import BAD_INPUT, ClusterConfig
 from raydistill.core.config import validate
@@ -15,6 +15,12 @@ from tests.conftest import write_tiny_task
 from tests.moto_bucket import open_bucket
 
 ROOT = Path(__file__).parents[2]
+
+
+def to_import(**places: str) -> list[str]:
+    """Return the arguments of an import in which all is fine but these."""
+    fine = {"name": "x", "adapter_dir": ".", "base_model": "demo://smollm2-135m-instruct", "storage": "s3://there/root"}
+    return [f"{key}={value}" for key, value in {**places, **fine, **places}.items()]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +105,10 @@ def others_cluster(monkeypatch):
         (train, ["data_file=s3://not-there/data.jsonl"]),
         (serve, ["task.storage=s3://not-there/root"]),
         (serve, ["task.student_model=s3://not-there/model"]),
+        (evaluate, ["task.storage=s3://not-there/root", "teacher_url=http://127.0.0.1:1"]),
+        (import_adapter, to_import(adapter_dir="s3://not-there/lora")),
+        (import_adapter, to_import(storage="s3://not-there/root")),
+        (import_adapter, to_import(base_model="s3://not-there/model")),
     ],
     ids=lambda value: value.__name__ if hasattr(value, "__name__") else value[0],
 )

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, find_program
+
 K8S = ROOT / "k8s"
 OVERLAYS = sorted(file.parent.relative_to(K8S).as_posix() for file in K8S.glob("**/kustomization.yaml"))
 
@@ -22,9 +22,10 @@ Manifest = dict[str, Any]
 @functools.cache
 def render(folder: str) -> list[Manifest]:
     """Return the manifests of a folder below k8s/; skips where there is no kubectl."""
-    if shutil.which("kubectl") is None:
+    kubectl = find_program("kubectl")
+    if kubectl is None:
         pytest.skip("kubectl is not at hand: it renders the overlays")
-    done = subprocess.run(["kubectl", "kustomize", K8S / folder], capture_output=True, text=True, check=False)
+    done = subprocess.run([kubectl, "kustomize", K8S / folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 

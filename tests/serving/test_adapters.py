@@ -146,6 +146,25 @@ def test_a_replica_is_not_up_before_the_registry_can_be_read_and_gives_up_in_tim
         asyncio.run(table.start(0.01, 0.05, 60))
 
 
+def test_a_replica_does_not_wait_for_a_bucket_that_is_not_there(engine, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise StorageError("the bucket does not exist")
+
+    table = AdapterTable("s3://not-there/models", engine.gate(tmp_path / "cache"), max_resident=2)
+    monkeypatch.setattr(follow, "find_etags", refuse)
+    with pytest.raises(StorageError, match="could not be read for 0 s: the bucket does not exist"):
+        asyncio.run(table.start(0.01, 60, 60))
+
+
+def test_a_replica_on_a_node_without_the_registrys_folder_says_so(registry, table, caplog):
+    asyncio.run(table.start(0.01, 1, 1))
+    assert f"{registry.uri} is not on this node yet" in caplog.text
+    caplog.clear()
+    registry.publish()
+    asyncio.run(table.start(0.01, 1, 1))
+    assert "not on this node" not in caplog.text
+
+
 def test_a_new_replica_takes_the_version_before_where_the_newest_stays_unreadable(registry, table):
     registry.publish(count=2)
     move_alias(registry.model(), "final", "v0001")

@@ -1,4 +1,4 @@
-"""What a student's settings may say of merging; nothing is started."""
+"""What a student's settings may say of merging and of its registry; nothing is started."""
 
 import pytest
 
@@ -6,8 +6,9 @@ from jobs import distill, serve
 from jobs.runtime import ClusterConfig
 from jobs.serve import StudentTable
 from jobs.task import TaskConfig
-from raydistill.core.errors import ConfigError
+from raydistill.core.errors import ConfigError, UnavailableError
 from raydistill.serving import app
+from tests.moto_bucket import open_bucket
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,22 @@ from raydistill.serving import app
 def test_a_student_that_merges_has_to_know_what(settings, message, model_dir, tmp_path):
     with pytest.raises(ConfigError, match=message):
         app.build({"model": model_dir, "storage": str(tmp_path), **settings})
+
+
+def test_a_registry_that_can_never_be_read_is_refused_before_an_engine_starts(model_dir):
+    with open_bucket("there") as uri:
+        with pytest.raises(ConfigError, match="student args: storage: s3://not-there/x/models: the bucket does not"):
+            app.build({"model": model_dir, "storage": "s3://not-there/x"})
+        app._check_registry(f"{uri}/models")
+
+
+def test_a_registry_that_is_away_is_left_to_the_replica(monkeypatch, caplog):
+    def be_away(key, *_, **__):
+        raise ConfigError(f"{key}: away") from UnavailableError("away")
+
+    monkeypatch.setattr(app, "check_storage", be_away)
+    app._check_registry("s3://bucket/models")
+    assert "away A replica waits" in caplog.text
 
 
 def test_serve_merges_the_tasks_own_final_unless_told(monkeypatch):

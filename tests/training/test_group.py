@@ -1,4 +1,4 @@
-"""What the driver says when workers fail: the cause that helps, and what would need less memory."""
+"""What the driver asks Ray for, and what it says when workers fail: the cause, and what needs less memory."""
 
 from types import SimpleNamespace
 
@@ -8,9 +8,29 @@ from ray.exceptions import ActorDiedError
 
 from raydistill.core.errors import TrainingError
 from raydistill.training import loop
-from raydistill.training.group import _first_cause
+from raydistill.training.config import TrainConfig
+from raydistill.training.group import _first_cause, train_on_workers
 from raydistill.training.steps import Setting
 from tests.training.runs import make_job
+
+
+@pytest.mark.parametrize("placement", ["PACK", "STRICT_SPREAD"])
+def test_workers_are_asked_for_as_configured(model_dir, tmp_path, monkeypatch, placement):
+    asked = []
+
+    def take(*_, scaling_config, **__):
+        asked.append(scaling_config)
+        raise TrainingError("that is enough")
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", take)
+    config = TrainConfig(
+        data_file="d.jsonl", student_model="m", num_workers=3, threads_per_worker=2, placement=placement
+    )
+    with pytest.raises(TrainingError, match="enough"):
+        train_on_workers(config, make_job(model_dir, str(tmp_path)), use_gpu=False)
+    (scaling,) = asked
+    assert (scaling.num_workers, scaling.placement_strategy) == (3, placement)
+    assert (scaling.use_gpu, scaling.resources_per_worker) == (False, {"CPU": 2})
 
 
 def test_cause_is_our_own_error_where_other_workers_only_lost_their_peer():
