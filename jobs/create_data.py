@@ -31,7 +31,16 @@ from jobs.data_plan import (
 )
 from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
-from jobs.runtime import ClusterConfig, claim_application, connect, require, require_shared, run_main, start_http
+from jobs.runtime import (
+    ClusterConfig,
+    begin_work,
+    claim_application,
+    connect,
+    require,
+    require_shared,
+    run_main,
+    start_http,
+)
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute, join
@@ -124,6 +133,7 @@ def _create(
     from jobs.watching import Asker
     from raydistill.dataset.appending import OpenLedger
 
+    begin_work()
     while plan.num_short:  # again where one that was written turns out to resemble another
         keep_prompt(plan.prompt, join(plan.folder, "prompts"))
         ledger = OpenLedger(plan.folder, go_on_from(plan))
