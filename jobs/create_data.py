@@ -33,6 +33,7 @@ from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
 from jobs.runtime import (
     ClusterConfig,
+    begin_work,
     claim_application,
     connect,
     require,
@@ -134,6 +135,7 @@ def _create(
     from jobs.watching import Asker
     from raydistill.dataset.appending import OpenLedger
 
+    begin_work()
     while plan.num_short:  # again where one that was written turns out to resemble another
         keep_prompt(plan.prompt, join(plan.folder, "prompts"))
         ledger = OpenLedger(plan.folder, go_on_from(plan))

@@ -4,17 +4,18 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
 from jobs.data_config import CreateDataConfig
+from jobs.faults import collect, raise_all
 from jobs.places import find_model
 from raydistill.core import storage
 from raydistill.core.answers import Commit
-from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
+from raydistill.core.errors import NotFoundError, RaydistillError
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.models import model_revision
 from raydistill.core.preflight import check_storage
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 pc: Any = pyarrow.compute
 EXPANDED = "expanded.jsonl"  # in a dataset's folder: the queries that the teacher wrote
 
-Found = TypeVar("Found")
 QuerySource = Callable[[], Iterable[Query]]  # may be called again, and gives the same
 
 
@@ -120,22 +120,44 @@ class Standing:
     num_missing: int
 
 
-def make_plan(config: CreateDataConfig, queries: Queries | None = None) -> Plan:
-    """Return what is to be asked; everything about it that can be wrong is found here, without Ray; nothing is left."""
+@dataclass(frozen=True)
+class Parts:
+    """What a plan is made of, each part sound by itself."""
+
+    prompt: Prompt
+    output: str
+    found: "_Found"
+    rules: Rules
+    rubric: Rubric | None
+
+
+def find_parts(config: CreateDataConfig, queries: Queries | None = None) -> Parts:
+    """Return what a plan is made of; all that is wrong with it is told at once. Of models no weights are fetched."""
     faults: list[RaydistillError] = []
-    prompt = _collect(faults, lambda: load_prompt(config.prompt))
-    output = _collect(faults, lambda: absolute(config.output_file))
+    prompt = collect(faults, lambda: load_prompt(config.prompt))
+    output = collect(faults, lambda: absolute(config.output_file))
     if output is not None:
-        _collect(faults, lambda: check_storage("output_file", folder_of(output)))
-    found = _collect(faults, lambda: _find_queries(config, queries, None if faults else folder_of(output or "")))
-    rules = _collect(faults, lambda: compile_rules(config.quality, config.judge))
-    rubric = _collect(faults, lambda: compile_rubric(config.judge))
-    # Weights may have to be fetched, so only where nothing else is wrong.
-    model_dir = _collect(faults, lambda: find_model(config.teacher_model, weights=not faults))
-    if faults:
-        raise faults[0] if len(faults) == 1 else ConfigError("several faults:\n  - " + "\n  - ".join(map(str, faults)))
-    assert prompt is not None and found is not None and model_dir is not None and output is not None
-    assert rules is not None
+        collect(faults, lambda: check_storage("output_file", folder_of(output)))
+    found = collect(faults, lambda: _find_queries(config, queries, None if faults else folder_of(output or "")))
+    rules = collect(faults, lambda: compile_rules(config.quality, config.judge))
+    rubric = collect(faults, lambda: compile_rubric(config.judge))
+    collect(faults, lambda: find_model(config.teacher_model, weights=False))
+    raise_all(faults)
+    assert prompt is not None and found is not None and output is not None and rules is not None
+    return Parts(prompt, output, found, rules, rubric)
+
+
+def make_plan(config: CreateDataConfig, queries: Queries | None = None, parts: Parts | None = None) -> Plan:
+    """Return what is to be asked; everything about it that can be wrong is found here, without Ray; nothing is left.
+
+    Args:
+        config: what to ask and where to.
+        queries: instead of those of config.queries.
+        parts: of `find_parts`, where they were found already.
+    """
+    parts = parts or find_parts(config, queries)
+    prompt, found = parts.prompt, parts.found
+    model_dir = find_model(config.teacher_model)
 
     from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 
@@ -153,8 +175,8 @@ def make_plan(config: CreateDataConfig, queries: Queries | None = None) -> Plan:
     fingerprint = digest({"prompt": prompt.digest, "teacher": determined_by, "sampling": sampling})
     for query in found.index.role_examples.values():
         render_messages(query.messages, prompt, renderer)  # a template that refuses a sequence of roles says so now
-    folder = folder_of(output)
-    check_output(output, folder, fingerprint)
+    folder = folder_of(parts.output)
+    check_output(parts.output, folder, fingerprint)
     num_rows = 0 if found.num_short else config.num_examples
     choice = choose_rows(found.ids, num_rows, config.num_samples, config.seed, fingerprint)
     counts = {
@@ -176,8 +198,8 @@ def make_plan(config: CreateDataConfig, queries: Queries | None = None) -> Plan:
         index=found.index,
         near=found.near,
         choice=choice,
-        rules=rules,
-        rubric=rubric,
+        rules=parts.rules,
+        rubric=parts.rubric,
         num_short=found.num_short,
         draft=draft,
     )
@@ -224,14 +246,6 @@ def given_queries(config: CreateDataConfig) -> Queries:
     """Return the queries that the configuration names; none where the teacher is to write them all."""
     path = config.queries
     return Queries(tuple if path is None else lambda: iter_queries(path))
-
-
-def _collect(faults: list[RaydistillError], find: Callable[[], Found]) -> Found | None:
-    try:
-        return find()
-    except RaydistillError as error:
-        faults.append(error)
-        return None
 
 
 def go_on_from(plan: Plan) -> Manifest:

@@ -7,20 +7,19 @@ Held-out queries are never asked for training. The same command again goes on wh
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobs import create_data, data_plan, evaluate, task, train
-from jobs.budget import check_length, find_overrun
-from jobs.data_config import CreateDataConfig
+from jobs import create_data, data_plan, evaluate, train
+from jobs.budget import find_overrun
 from jobs.data_plan import Queries
+from jobs.distill_input import Settings, check_input, read_settings
 from jobs.places import Place
 from jobs.progress import show_stage
 from jobs.runtime import (
-    ClusterConfig,
+    begin_work,
     claim_application,
     connect,
     disconnect,
@@ -31,44 +30,18 @@ from jobs.runtime import (
     start_http,
 )
 from jobs.serve import StudentTable, start_student, stop_student, wait_for_version
-from jobs.teaching import check_loss
 from raydistill.client.service import ServiceClient
-from raydistill.core.errors import ConfigError
-from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import load_prompt
-from raydistill.core.records import Manifest, Query
+from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute, join
 from raydistill.dataset.write import keep_prompt
-from raydistill.engine.config import EngineConfig
-from raydistill.evaluation.config import EvaluateConfig
-from raydistill.queries.read import iter_queries
-from raydistill.queries.split import is_held_out
 from raydistill.registry.aliases import move_alias
 from raydistill.registry.resolve import promote
-from raydistill.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from raydistill.evaluation.reference import Reference
 
 ASK_TIMEOUT_SECONDS = 1200
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Every table of the task file."""
-
-    task: task.TaskConfig
-    create_data: CreateDataConfig
-    train: TrainConfig
-    evaluate: EvaluateConfig
-    teacher: EngineConfig
-    student: StudentTable
-    cluster: ClusterConfig
-
-    @property
-    def models_uri(self) -> str:
-        """The registry folder of this task's model."""
-        return absolute(self.train.output_dir or join(self.task.storage, "models", self.task.name))
 
 
 @dataclass
@@ -85,19 +58,6 @@ class Clock:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
 
 
-def read_settings(argv: Sequence[str]) -> Settings:
-    """Return the settings of a command line; every fault is reported at once, and nothing heavy is imported."""
-    classes: dict[str, Any] = {item.name: item.type for item in dataclasses.fields(Settings) if item.name != "task"}
-    if all("=" in argument for argument in argv):
-        raise ConfigError(
-            "distill needs a task file: python -m jobs.distill jobs/configs/triage.toml [table.key=value]"
-        )
-    found, sections = task.load(argv, classes, None)
-    assert found is not None
-    tables: dict[str, Any] = dict(sections)
-    return Settings(task=found, **tables)
-
-
 def run(settings: Settings) -> dict[str, Any]:
     """Distil the task and return its report; the student is left serving, the caller disconnects.
 
@@ -106,7 +66,7 @@ def run(settings: Settings) -> dict[str, Any]:
         ServiceError, TrainingError: it failed on the way; the same command goes on from there.
     """
     clock = Clock()
-    queries = _check_input(settings)
+    queries = check_input(settings)
     with clock.stage("start"):
         connect(settings.cluster)
         require_shared(_list_places(settings), settings.cluster)
@@ -114,6 +74,7 @@ def run(settings: Settings) -> dict[str, Any]:
         require("distill", cpus=_logical_cpus(settings), gpus=gpus, cluster=settings.cluster)
         _require_room(settings)
         base_url = start_http(settings.cluster)
+    begin_work()
     places = join(absolute(settings.task.storage), "prompts", settings.task.name)
     keep_prompt(load_prompt(settings.task.prompt), places)
     manifest, reference = _ask_teacher(settings, queries, clock)
@@ -124,7 +85,7 @@ def run(settings: Settings) -> dict[str, Any]:
         url = student.url or start_student(settings.task, student, settings.cluster, base_url, "distill")
         move_alias(settings.models_uri, "candidate", version.label)
         wait_for_version(url, f"{settings.task.name}/candidate", version)
-    facts = {"counts": _counts(manifest), "seconds": clock.seconds}
+    facts = {"counts": evaluate.count_rows(manifest), "seconds": clock.seconds}
     config = settings.evaluate.model_copy(update={"student_url": url, "version": "candidate"})
     with ServiceClient(url) as service:
         ask = evaluate.ask_over_http(service, version.base_model)
@@ -137,38 +98,6 @@ def run(settings: Settings) -> dict[str, Any]:
 def student_to_measure(student: StudentTable) -> StudentTable:
     """Return the student's settings with the base beside its adapters, against which it is measured."""
     return student.model_copy(update={"adapter_mode": "lora"})
-
-
-def _check_input(settings: Settings) -> Queries:
-    """Return the queries to ask for training; what can be wrong is found before anything is started."""
-    task_config = settings.task
-    if settings.models_uri != absolute(join(task_config.storage, "models", task_config.name)):
-        raise ConfigError(
-            f"train.output_dir is {settings.train.output_dir}, but distill publishes to "
-            f"{task_config.storage}/models/{task_config.name}, which the student serves: leave the key out."
-        )
-    check_storage("task.storage", task_config.storage)
-    train.check_places(settings.train)
-    load_prompt(task_config.prompt)
-    num_held_out = num_queries = 0
-    for query in iter_queries(task_config.queries):
-        num_queries += 1
-        num_held_out += is_held_out(query)
-    if num_held_out < settings.evaluate.num_queries:
-        raise ConfigError(
-            f"evaluate.num_queries is {settings.evaluate.num_queries}, but only {num_held_out} of the "
-            f"{num_queries} queries in {task_config.queries} are held out: add queries or ask for fewer."
-        )
-
-    def iter_side(held_out: bool) -> Iterator[Query]:
-        return (query for query in iter_queries(task_config.queries) if is_held_out(query) == held_out)
-
-    queries = Queries(given=lambda: iter_side(False), apart=lambda: iter_side(True))
-    plan = data_plan.make_plan(settings.create_data, queries)
-    check_length(plan, settings.create_data, settings.teacher)
-    student = train.check_model(settings.train)
-    check_loss(settings.train, student, plan.draft.teacher, settings.create_data.top_logprobs is not None)
-    return queries
 
 
 def _list_places(settings: Settings) -> list[Place]:
@@ -237,10 +166,6 @@ def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[M
     finally:
         app.stop(application[0])
     return manifest, reference
-
-
-def _counts(manifest: Manifest) -> dict[str, Any]:
-    return {key: manifest.counts[key] for key in ("asked", "kept", "dropped")}
 
 
 def main(argv: Sequence[str]) -> None:

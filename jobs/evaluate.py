@@ -6,25 +6,26 @@ The teacher's answers come from ROOT/reports/NAME/reference.json, which distill 
 there are none, `teacher_url=` names a running teacher, and they are collected from it.
 """
 
+import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
-from jobs.runtime import run_main
+from jobs.progress import show_evaluation
+from jobs.runtime import begin_work, run_main
 from jobs.task import TaskConfig, load
 from raydistill.client.service import SamplingClient, ServiceClient
 from raydistill.core import storage
-from raydistill.core.errors import ConfigError, NotFoundError, RaydistillError
+from raydistill.core.errors import ConfigError, DatasetError, NotFoundError, RaydistillError
 from raydistill.core.models import model_revision, resolve_model
 from raydistill.core.preflight import check_storage
 from raydistill.core.prompts import load_prompt
-from raydistill.core.records import Query, TokenRequest, TokenResult, Usage
+from raydistill.core.records import Manifest, Query, TokenRequest, TokenResult, Usage, Version
 from raydistill.core.uris import absolute, join
+from raydistill.dataset.read import read_manifest
 from raydistill.evaluation.config import EvaluateConfig
 from raydistill.evaluation.evaluate import Subject, evaluate
 from raydistill.evaluation.reference import (
@@ -56,11 +57,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     if task is None:
         raise ConfigError("evaluate: give a task file: python -m jobs.evaluate TASK.toml [student_url=...]")
     check_storage("task.storage", task.storage)
+    version = resolve(join(absolute(task.storage), "models", task.name), config.version)
     reference = get_reference(config, task)
-    uri = join(absolute(task.storage), "models", task.name)
-    base_model = resolve(uri, config.version).base_model
     with ServiceClient(config.student_url) as service:
-        report = run(config, task, ask_over_http(service, base_model), reference)
+        report = run(config, task, ask_over_http(service, version.base_model), reference, read_facts(task, version))
     show(report, task)
     return report
 
@@ -87,12 +87,37 @@ def run(
     prompt = load_prompt(task.prompt)
     model_dir = resolve_model(version.base_model)
     teacher_dir = _find_teacher(reference) if config.kl else None
-    with tempfile.TemporaryDirectory(prefix="raydistill-evaluate-") as folder, Progress(transient=True) as progress:
+    with tempfile.TemporaryDirectory(prefix="raydistill-evaluate-") as folder, show_evaluation() as on_step:
         adapter_dir = str(fetch_version(uri, version, folder))
         subject = Subject(f"{task.name}/{config.version}", version, adapter_dir, model_dir, teacher_dir, prompt)
-        report = evaluate(config, subject, reference, ask, facts, _progress_bars(progress))
+        report = evaluate(config, subject, reference, ask, facts, on_step)
     write_report(report, _report_uri(task, version.label))
     return report
+
+
+def read_facts(task: TaskConfig, version: Version) -> dict[str, Any]:
+    """Return `counts` and `seconds` of how a version was made, as far as they are known.
+
+    They stand in its last report; where there is none, the counts are those of the task's dataset, if it is the one
+    that the version was trained on.
+    """
+    try:
+        report = json.loads(storage.read_bytes(join(_report_uri(task, version.label), "report.json")))
+        return {"counts": report["counts"], "seconds": report["seconds"]}
+    except NotFoundError:
+        pass
+    except (ValueError, TypeError, KeyError) as error:
+        logger.warning("the last report on %s cannot be read (%r): its seconds are lost", version.label, error)
+    try:
+        manifest = read_manifest(join(absolute(task.storage), "datasets", task.name))
+    except (NotFoundError, DatasetError):
+        return {}
+    return {"counts": count_rows(manifest)} if manifest.fingerprint == version.dataset_fingerprint else {}
+
+
+def count_rows(manifest: Manifest) -> dict[str, Any]:
+    """Return what a report says of a dataset: asked = kept + dropped."""
+    return {key: manifest.counts[key] for key in ("asked", "kept", "dropped")}
 
 
 def show(report: dict[str, Any], task: TaskConfig) -> None:
@@ -167,6 +192,7 @@ def collect(config: EvaluateConfig, task: TaskConfig, ask: Ask) -> Reference:
         ask: asks the teacher; P is in the rows.
     """
     renderer, teacher = _load_teacher(task)
+    begin_work()
     reference = collect_reference(config, ask, _held_out(task), load_prompt(task.prompt), renderer, teacher)
     write_reference(reference, reference_uri(task))
     return reference
@@ -246,17 +272,6 @@ def _to_result(row: TokenRequest, sequence: SampledSequence, model: str, seconds
         model,
         seconds,
     )
-
-
-def _progress_bars(progress: Progress) -> Callable[[str, float], None]:
-    bars: dict[str, Any] = {}
-
-    def on_step(what: str, share: float) -> None:
-        if what not in bars:
-            bars[what] = progress.add_task(f"evaluate: {what}", total=1.0)
-        progress.update(bars[what], completed=share)
-
-    return on_step
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One line for what is going on: how long a stage took, or how far asking or training is."""
+"""What is going on: how long a stage took, or how far asking, training or evaluating is."""
 
 import contextlib
 import datetime
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -70,53 +70,97 @@ class _SeldomLog:
 
 
 @contextlib.contextmanager
-def show_asking(num_rows: int, before: Manifest) -> Iterator[Callable[[Manifest], None]]:
-    """Give a function that takes the manifest of a dataset on its way and says in one line how far this run is.
+def show_evaluation() -> Iterator[Callable[[str, float], None]]:
+    """Give a function that takes what is being done and the share of it that is done, and moves that one's bar."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        log = _SeldomLog()
+        yield lambda what, share: log.add(f"evaluate: {what}, {share:.0%} done")
+        return
+    from rich.progress import Progress as Bar
 
-    On a terminal the line stays in place; elsewhere there is a new one every LOG_SECONDS.
+    with Bar(console=console) as bar:
+        bars: dict[str, Any] = {}
+
+        def move(what: str, share: float) -> None:
+            if what not in bars:
+                bars[what] = bar.add_task(f"evaluate: {what}", total=1.0)
+            bar.update(bars[what], completed=share)
+
+        yield move
+
+
+@contextlib.contextmanager
+def show_asking(num_rows: int, before: Manifest) -> Iterator[Callable[[Manifest], None]]:
+    """Give a function that takes the manifest of a dataset on its way and says how far this run is.
+
+    On a terminal it moves a bar, with the figures below it; elsewhere there is a new line every LOG_SECONDS.
 
     Args:
         num_rows: (query, sample)s that are asked now.
-        before: the manifest when that begins; all numbers of the line are what came since.
+        before: the manifest when that begins; all figures are what came since.
     """
-    line = _AskingLine(num_rows, before)
+    asking = _Asking(num_rows, before)
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield line.log
+        log = _SeldomLog()
+        yield lambda manifest: log.add(asking.describe(manifest))
         return
-    with Live(console=console, refresh_per_second=2, transient=False) as live:
-        yield lambda manifest: live.update(Text(line.describe(manifest), no_wrap=True, overflow="ellipsis"))
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("asking"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    bar = Bar(*columns, console=console)
+    bar_task = bar.add_task("asking", total=num_rows, left="")
+    figures = Text(no_wrap=True, overflow="ellipsis")
+
+    def move(manifest: Manifest) -> None:
+        bar.update(bar_task, completed=asking.count_rows(manifest), left=asking.time_left(manifest))
+        figures.plain = asking.figures(manifest)
+
+    with Live(Group(bar, figures), console=console, refresh_per_second=2):
+        yield move
 
 
-class _AskingLine:
-    """Knows when asking began and with what, so that every number is of this run."""
+class _Asking:
+    """Knows when asking began and with what, so that every figure is of this run."""
 
     def __init__(self, num_rows: int, before: Manifest) -> None:
         self._num_rows = num_rows
         self._before = before
         self._start = time.monotonic()
-        self._log = _SeldomLog()
 
-    def describe(self, manifest: Manifest) -> str:
-        """Return rows, rates, kept, dropped, cost and the time left."""
-        before, seconds = self._before, max(1e-3, time.monotonic() - self._start)
-        rows = manifest.counts["answered"] - before.counts["answered"]
+    def count_rows(self, manifest: Manifest) -> int:
+        """Return the rows that were answered."""
+        return manifest.counts["answered"] - self._before.counts["answered"]
+
+    def time_left(self, manifest: Manifest) -> str:
+        """Return how long the rest takes at this rate; nothing where there is none yet."""
+        rows = self.count_rows(manifest)
+        if not rows:
+            return ""
+        seconds = (self._num_rows - rows) / (rows / self._seconds())
+        return f"{datetime.timedelta(seconds=round(seconds))} left"
+
+    def figures(self, manifest: Manifest) -> str:
+        """Return rates, kept, dropped and cost."""
+        before, seconds = self._before, self._seconds()
         tokens = manifest.tokens["completion"] - before.tokens["completion"]
         dropped = sum(manifest.counts["dropped"].values()) - sum(before.counts["dropped"].values())
-        left = (self._num_rows - rows) / (rows / seconds) if rows else None
         parts = [
-            f"asked {rows}/{self._num_rows}",
-            f"{rows / seconds:.3g} rows/s",
+            f"{self.count_rows(manifest) / seconds:.3g} rows/s",
             f"{tokens / seconds:.0f} tokens/s",
             f"kept {manifest.counts['kept'] - before.counts['kept']}",
             f"dropped {dropped}",
         ]
         if manifest.cost is not None:
             parts.append(f"cost {manifest.cost - (before.cost or 0.0):.4g}")
-        if left is not None:
-            parts.append(f"{datetime.timedelta(seconds=round(left))} left")
         return "  ".join(parts)
 
-    def log(self, manifest: Manifest) -> None:
-        """Log the line where it is time."""
-        self._log.add(self.describe(manifest))
+    def describe(self, manifest: Manifest) -> str:
+        """Return all of it in one line."""
+        parts = [f"asked {self.count_rows(manifest)}/{self._num_rows}", self.figures(manifest)]
+        return "  ".join(filter(None, [*parts, self.time_left(manifest)]))
+
+    def _seconds(self) -> float:
+        return max(1e-3, time.monotonic() - self._start)

@@ -17,6 +17,7 @@ from raydistill.core.errors import BAD_INPUT, CapacityError, RaydistillError
 from raydistill.core.records import digest
 
 IDLE_WORKERS = 1  # that a local cluster keeps
+_has_begun = threading.Event()  # something was started or written; see `begin_work`
 
 
 class ClusterConfig(Section):
@@ -261,20 +262,26 @@ def require_shared(places: Sequence[Place], config: ClusterConfig) -> None:
     check_shared(places, config.shared_dir, sum(node["Alive"] for node in ray.nodes()))
 
 
+def begin_work() -> None:
+    """Say that from here on something is started or written: a fault that shows later is no bad input (status 2)."""
+    _has_begun.set()
+
+
 def run_main(main: Callable[[list[str]], Any]) -> None:
     """Run a job's main with the command line's arguments and end with its exit status.
 
-    0: done. 2: bad input, nothing was started or written. 1: it failed on the way.
+    0: done. 2: bad input, nothing was started or written. 1: it failed on the way. 130: interrupted (Ctrl-C).
     """
     set_up_logging()
+    _has_begun.clear()
     try:
         main(sys.argv[1:])
-    except BAD_INPUT as error:
-        print(f"error: {_text(error)}", file=sys.stderr)
-        sys.exit(2)
     except RaydistillError as error:
         print(f"error: {_text(error)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, BAD_INPUT) and not _has_begun.is_set() else 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one ended", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def set_up_logging() -> None:

@@ -164,7 +164,7 @@ def _fill_from_task(table: str, section: type[Section], values: Nested, sources:
         defaults["output_file"] = _place(task, "datasets")
     elif table == "train":
         defaults = {"student_model": task.get("student_model")}
-        defaults["data_file"] = _place(task, "datasets")
+        defaults["data_file"] = values["create_data"].get("output_file") or _place(task, "datasets")
         defaults["output_dir"] = _place(task, "models")
     for key, value in defaults.items():
         if isinstance(value, str) and key in section.model_fields and key not in values[table]:

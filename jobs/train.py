@@ -9,51 +9,40 @@ The same command again goes on from the last checkpoint; where it was finished, 
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from jobs import task
+from jobs.faults import collect, raise_all
 from jobs.places import Place, find_model, model_places
 from jobs.progress import TrainingProgress, show_training
 from jobs.publishing import check_output, publish_adapter, publish_merged_model
-from jobs.runtime import ClusterConfig, connect, disconnect, require, require_room, require_shared, run_main
+from jobs.runtime import (
+    ClusterConfig,
+    begin_work,
+    connect,
+    disconnect,
+    require,
+    require_room,
+    require_shared,
+    run_main,
+)
 from jobs.saved_tokens import count_saved_tokens
-from jobs.teaching import Student, add_teacher, make_generic_rows
-from raydistill.core.errors import DatasetError
+from jobs.teaching import Student
+from jobs.train_rows import Rows, read_rows
+from raydistill.core.errors import RaydistillError
 from raydistill.core.models import find_key, model_revision, read_model_config
 from raydistill.core.preflight import check_storage
-from raydistill.core.records import Example, Manifest, Version, digest
+from raydistill.core.records import Version, digest
 from raydistill.core.uris import absolute, check_name, join
-from raydistill.dataset.encode import encode_examples, shorten_history, split_validation
 from raydistill.dataset.read import read_examples
 from raydistill.registry.versions import list_versions
-from raydistill.training.batches import EncodedRow
 from raydistill.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from raydistill.training.fit import FitResult
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What is trained on, with what loss; `teacher_prefix` stands before the rows' teacher_tokens."""
-
-    train: list[EncodedRow]
-    validation: list[EncodedRow]
-    too_long: int
-    cut: int
-    manifest: Manifest | None
-    generic: list[EncodedRow]
-    loss: str
-    teacher_prefix: list[int]
-
-    @property
-    def fingerprint(self) -> str:
-        """The dataset's, or a digest of the rows where nothing is known about them."""
-        return self.manifest.fingerprint if self.manifest else f"rows-{digest([row.id for row in self.train])}"
 
 
 def run(
@@ -71,19 +60,11 @@ def run(
         TrainingError: it failed on the way; the same command goes on from the last checkpoint.
     """
     output_uri = find_output(config)
-    check_places(config)
-    student = check_model(config)
-    rows = read_rows(config, student)
+    student, rows = _check_input(config)
     config = config.model_copy(update={"loss": rows.loss})
 
-    from raydistill.training.checks import check_rows
     from raydistill.training.fit import choose_dtype, decide, fit, wants_gpu
-    from raydistill.training.shape import check_targets, read_shape
-    from raydistill.training.trackers import check_trackers
 
-    check_rows(config, rows.train)
-    check_targets(config.lora_targets, read_shape(student.model_dir))
-    check_trackers(config.log_to)
     cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
     require_shared(list_places(config), cluster)
@@ -103,9 +84,28 @@ def run(
         result = fit(
             config, [*rows.train, *rows.generic], rows.validation, student.model_dir, report, rows.teacher_prefix
         )
+    begin_work()  # what `fit` refuses, it refuses before it starts
     draft = _describe(config, student, rows, result, run_id)
     version = publish_adapter(output_uri, draft, result.adapter_dir, student.model_dir, rows.train)
     return _merged(config, output_uri, version, student)
+
+
+def _check_input(config: TrainConfig) -> tuple[Student, Rows]:
+    """Return the student and the rows; what is wrong with places, student and data is told at once."""
+    from raydistill.training.checks import check_rows
+
+    faults: list[RaydistillError] = []
+    collect(faults, lambda: check_places(config))
+    has_places = not faults
+    student = collect(faults, lambda: check_student(config))
+    if student is None and has_places:
+        collect(faults, lambda: read_examples(config.data_file))
+    raise_all(faults)
+    assert student is not None
+    student = dataclasses.replace(student, model_dir=find_model(config.student_model))
+    rows = read_rows(config, student)
+    check_rows(config, rows.train)
+    return student, rows
 
 
 def _merged(config: TrainConfig, output_uri: str, version: Version, student: Student) -> Version:
@@ -156,9 +156,24 @@ def check_places(config: TrainConfig) -> None:
     check_storage("log_path", config.log_path or _runs_uri(output_uri))
 
 
-def check_model(config: TrainConfig) -> Student:
+def check_student(config: TrainConfig) -> Student:
+    """Return the student's facts without its weights; what is wrong with it, and with log_to, is told at once."""
+    from raydistill.training.shape import check_targets, read_shape
+    from raydistill.training.trackers import check_trackers
+
+    faults: list[RaydistillError] = []
+    collect(faults, lambda: check_trackers(config.log_to))
+    student = collect(faults, lambda: check_model(config, weights=False))
+    if student is not None:
+        collect(faults, lambda: check_targets(config.lora_targets, read_shape(student.model_dir)))
+    raise_all(faults)
+    assert student is not None
+    return student
+
+
+def check_model(config: TrainConfig, weights: bool = True) -> Student:
     """Return the student's facts; a model that cannot be found or has no chat template is refused here."""
-    model_dir = find_model(config.student_model)
+    model_dir = find_model(config.student_model, weights)
 
     from raydistill.renderers import get_renderer, load_tokenizer, tokenizer_digest
 
@@ -167,82 +182,6 @@ def check_model(config: TrainConfig) -> Student:
     longest = find_key(read_model_config(model_dir), "max_position_embeddings") or 2**31
     max_tokens = min(config.max_length or longest, longest)
     return Student(model_dir, tokenizer, tokenizer_digest(tokenizer), renderer.template_digest, max_tokens)
-
-
-def read_rows(config: TrainConfig, student: Student) -> Rows:
-    """Return the dataset's rows as token ids; what happens to those that are too long says config.too_long."""
-    examples, manifest = read_examples(config.data_file, student.tokenizer_digest)
-    if manifest:
-        _check_teacher(config, student, manifest)
-    train_examples, validation_examples = split_validation(examples)
-    train, long_train, cut_train = _encode(config, student, train_examples)
-    validation, long_validation, cut_validation = _encode(config, student, validation_examples)
-    too_long, cut = long_train + long_validation, cut_train + cut_validation
-    if too_long + cut:
-        text = (
-            f"{config.data_file}: {too_long + cut} of {len(examples)} examples have more than {student.max_tokens} "
-            f"tokens"
-        )
-        if config.too_long == "refuse":
-            raise DatasetError(f"{text}. Set a larger max_length, or too_long=drop or cut_history.")
-        logger.warning("%s: %d are left out, %d have lost their oldest turns.", text, too_long, cut)
-    if not train:
-        raise DatasetError(f"{config.data_file} leaves no row of at most {student.max_tokens} tokens for training.")
-    teaching = add_teacher(config, student, manifest, examples, [*train, *validation])
-    generic = make_generic_rows(student, config.renderer) if config.retain_fraction else []
-    return Rows(
-        teaching.rows[: len(train)],
-        teaching.rows[len(train) :],
-        too_long,
-        cut,
-        manifest,
-        generic=generic,
-        loss=teaching.loss,
-        teacher_prefix=teaching.prefix,
-    )
-
-
-def _check_teacher(config: TrainConfig, student: Student, manifest: Manifest) -> None:
-    """Refuse answers to prompts that this student would never see in that form."""
-    teacher = manifest.teacher
-    same_tokenizer = teacher.get("tokenizer_digest") == student.tokenizer_digest
-    if not same_tokenizer and teacher.get("model") == config.student_model:
-        raise DatasetError(
-            f"{config.data_file}: its teacher is {config.student_model} too, but with another tokenizer: one of both "
-            "was changed since. Create the dataset again."
-        )
-    same_renderer = teacher.get("renderer", config.renderer) == config.renderer
-    is_other = same_tokenizer and same_renderer and teacher.get("template_digest") != student.template_digest
-    if is_other and not config.allow_other_template:
-        raise DatasetError(
-            f"{config.student_model} has the tokenizer of {config.data_file}'s teacher but another chat template than "
-            "the one its prompts were rendered with. Use the same template, or set allow_other_template=true."
-        )
-
-
-def _encode(config: TrainConfig, student: Student, examples: list[Example]) -> tuple[list[EncodedRow], int, int]:
-    """Return the rows, how many were left out because they are too long, and how many lost turns instead."""
-    encoded = encode_examples(examples, student.tokenizer, config.renderer, config.raw_fraction)
-    rows: list[EncodedRow] = []
-    num_cut = 0
-    for example, tokens in zip(examples, encoded, strict=True):
-        row = EncodedRow(example.id, *tokens)
-        if row.num_tokens > student.max_tokens and config.too_long == "cut_history":
-            row = _cut(example, config, student) or row
-            num_cut += row.num_tokens <= student.max_tokens
-        if row.num_tokens <= student.max_tokens:
-            rows.append(row)
-    return rows, len(examples) - len(rows), num_cut
-
-
-def _cut(example: Example, config: TrainConfig, student: Student) -> EncodedRow | None:
-    """Return the row with the longest history that fits; None where the last turn alone is too long."""
-    for shorter in shorten_history(example):
-        (tokens,) = encode_examples([shorter], student.tokenizer, config.renderer, raw_fraction=0.0)
-        row = EncodedRow(example.id, *tokens)
-        if row.num_tokens <= student.max_tokens:
-            return row
-    return None
 
 
 def _describe(config: TrainConfig, student: Student, rows: Rows, result: "FitResult", run_id: str) -> Version:

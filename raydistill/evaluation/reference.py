@@ -94,7 +94,7 @@ def collect_reference(
             f"evaluate.num_queries is {config.num_queries}, but only {len(queries)} queries are held out. "
             f"Add queries to the task's file or ask for fewer."
         )
-    ordered = sorted(queries, key=lambda query: digest(["held out", query.id]))
+    ordered = in_asking_order(queries)
     prompts = [
         renderer.build_generation_prompt(teacher_messages(prompt, query.messages)).to_ints() for query in ordered
     ]
@@ -120,6 +120,11 @@ def collect_reference(
     taken = [ordered[index] for index in chosen]
     asked = describe_asking(config, queries, prompt, teacher)
     return Reference(taken, greedy, sampled, dict(teacher), prompt.digest, asked)
+
+
+def in_asking_order(queries: Sequence[Query]) -> list[Query]:
+    """Return held-out queries in the order in which they are taken: the first num_queries always are."""
+    return sorted(queries, key=lambda query: digest(["held out", query.id]))
 
 
 def _sample(

@@ -1,5 +1,6 @@
 """`jobs.evaluate` over HTTP: tiny real models behind the token-level protocol on a loopback socket."""
 
+import dataclasses
 import json
 import shutil
 from typing import Any
@@ -12,13 +13,16 @@ from raydistill.client.service import ServiceClient
 from raydistill.core.errors import ConfigError, NotFoundError
 from raydistill.core.prompts import load_prompt
 from raydistill.core.records import TokenRequest
+from raydistill.dataset.write import open_dataset
 from raydistill.evaluation.config import EvaluateConfig
 from raydistill.registry.aliases import move_alias
 from raydistill.registry.publish import publish
+from raydistill.registry.resolve import resolve
 from raydistill.scoring.model import load_model
 from raydistill.types import SampledSequence
 from tests.client import protocol_server
 from tests.client.protocol_server import Answer, State
+from tests.dataset.ledger import DRAFT
 from tests.drafts import make_tiny_draft
 from tests.evaluation.tiny_endpoint import TinyEndpoint
 from tests.jsonl import write_jsonl
@@ -82,10 +86,17 @@ def served(model_dir, adapter_dir, tmp_path_factory):
         yield folder, url, endpoint
 
 
-def test_without_a_reference_or_a_teacher_it_says_what_to_do(served):
+@pytest.fixture
+def fresh(served, tmp_path):
+    """Storage that holds the candidate and nothing else."""
+    shutil.copytree(served[0] / "root" / "models", tmp_path / "fresh" / "models")
+    return tmp_path / "fresh"
+
+
+def test_without_a_reference_or_a_teacher_it_says_what_to_do(served, fresh):
     folder, url, _ = served
     with pytest.raises(NotFoundError, match=r"reference\.json does not exist.*teacher_url="):
-        evaluate.main([str(folder / "task.toml"), f"student_url={url}", f"task.storage={folder / 'elsewhere'}"])
+        evaluate.main([str(folder / "task.toml"), f"student_url={url}", f"task.storage={fresh}"])
 
 
 def test_evaluates_over_http_collects_the_reference_once_and_writes_the_report(served, capsys):
@@ -103,8 +114,41 @@ def test_evaluates_over_http_collects_the_reference_once_and_writes_the_report(s
     assert f"{place}/v0001/report.html" in shown.replace("\n", "")
     with_p = [row for row in endpoint.rows if len(row.tokens) > 100 and row.temperature == 1]
     assert with_p
-    evaluate.main([str(folder / "task.toml"), f"student_url={url}", "kl=false"])
+    path = place / "v0001" / "report.json"
+    facts = {"counts": {"asked": 1, "kept": 1, "dropped": {}}, "seconds": {"train": 9.0, "evaluate": 0.0}}
+    path.write_text(json.dumps({**report, **facts}))
+    again = evaluate.main([str(folder / "task.toml"), f"student_url={url}", "kl=false"])
+    assert again["counts"] == facts["counts"]
+    assert again["seconds"]["train"] == 9.0 and again["seconds"]["evaluate"] > 0
     assert [row for row in endpoint.rows if len(row.tokens) > 100 and row.temperature == 1] == with_p
+
+
+def test_an_unknown_version_is_told_before_the_teacher_is_asked(served, fresh):
+    folder, url, endpoint = served
+    before = len(endpoint.rows)
+    argv = [f"student_url={url}", f"teacher_url={url}", f"task.storage={fresh}", "version=finale"]
+    with pytest.raises(NotFoundError, match="no alias 'finale'"):
+        evaluate.main([str(folder / "task.toml"), *argv])
+    assert len(endpoint.rows) == before and not (fresh / "reports").exists()
+
+
+def test_counts_and_seconds_of_a_version_are_those_of_its_last_report_else_of_its_dataset(served, fresh, caplog):
+    _, task = _read(served[0], f"task.storage={fresh}")
+    version = dataclasses.replace(resolve(str(fresh / "models/triage"), "v0001"), dataset_fingerprint="f")
+    assert evaluate.read_facts(task, version) == {}
+    counts = {"asked": 3, "kept": 2, "dropped": {"empty": 1}}
+    manifest = dataclasses.replace(DRAFT, fingerprint="f", counts={**counts, "answered": 3})
+    open_dataset(str(fresh / "datasets/triage"), manifest)
+    assert evaluate.read_facts(task, version) == {"counts": counts}
+    assert evaluate.read_facts(task, dataclasses.replace(version, dataset_fingerprint="g")) == {}
+    report = fresh / "reports/triage/v0001/report.json"
+    report.parent.mkdir(parents=True)
+    facts = {"counts": {**counts, "asked": 5}, "seconds": {"train": 7.5}}
+    report.write_text(json.dumps({**facts, "kl": {}}))
+    assert evaluate.read_facts(task, version) == facts
+    report.write_text("{")
+    assert evaluate.read_facts(task, version) == {"counts": counts}
+    assert "cannot be read" in caplog.text
 
 
 def _read(folder, *arguments) -> tuple[EvaluateConfig, TaskConfig]:

@@ -10,7 +10,7 @@ from jobs import progress
 from jobs.budget import STAND_IN, estimate_tokens
 from jobs.data_config import CreateDataConfig, PriceConfig
 from jobs.data_plan import make_plan
-from jobs.progress import show_asking, show_training
+from jobs.progress import show_asking, show_evaluation, show_training
 from raydistill.core.records import Manifest
 from raydistill.teacher.rows import render_messages
 from tests.dataset.ledger import DRAFT
@@ -85,6 +85,38 @@ def test_the_bar_of_training_is_on_stderr(monkeypatch, capsys):
         report(3, 12, LINE)
     out, err = capsys.readouterr()
     assert out == "" and "training, 1.250 nats, held out 2.500" in err and "25%" in err
+
+
+def test_the_bar_of_asking_is_on_stderr_and_fits_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take it for a terminal
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "80")
+    with show_asking(1_000_000, make_manifest(20, 1000)) as show:
+        show(make_manifest(500_020, 12_001_000, dropped=4321))
+    out, err = capsys.readouterr()
+    bar, figures = err.strip().splitlines()[-2:]
+    assert out == "" and max(len(bar), len(figures)) <= 80
+    assert re.search(r"asking ━+.* 500000/1000000 0:00:0\d left", bar)
+    assert re.search(r"rows/s  \d+ tokens/s  kept 495680  dropped 4320  cost 1.2e\+04$", figures)
+
+
+def test_the_bars_of_an_evaluation_are_on_stderr(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    with show_evaluation() as on_step:
+        on_step("answers", 0.5)
+        on_step("latency", 1.0)
+    out, err = capsys.readouterr()
+    assert out == "" and "evaluate: answers" in err and "50%" in err and "evaluate: latency" in err
+
+
+def test_a_log_gets_a_line_of_an_evaluation_every_30_seconds(capsys, caplog, clock):
+    with caplog.at_level("INFO"), show_evaluation() as on_step:
+        for clock[0], share in ((110.0, 0.1), (131.0, 0.4), (140.0, 0.5)):
+            on_step("likelihood", share)
+    assert caplog.messages == ["evaluate: likelihood, 40% done"]
+    assert capsys.readouterr().out == ""
 
 
 def test_prices_are_for_a_million_tokens():

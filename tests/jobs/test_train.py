@@ -160,6 +160,14 @@ def test_unknown_model_or_data_is_refused_before_anything_starts(model_dir, tmp_
     assert not (tmp_path / "models").exists() and not (tmp_path / "runs").exists()
 
 
+def test_what_is_wrong_with_model_data_and_trackers_is_told_at_once(model_dir, tmp_path):
+    wrong = {"student_model": str(tmp_path / "no-such"), "data_file": str(tmp_path / "missing.jsonl")}
+    with pytest.raises(ConfigError) as caught:
+        train.run(_config(model_dir, tmp_path, **wrong, log_to=["wandb"]))
+    for said in ("no-such", "missing.jsonl", "log_to: wandb"):
+        assert said in str(caught.value)
+
+
 def test_base_without_a_template_is_refused_unless_the_renderer_is_raw(tmp_path):
     bare = make_tiny_model(tmp_path / "bare")
     (tmp_path / "bare" / "chat_template.jinja").unlink()
