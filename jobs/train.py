@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from jobs import task
+from jobs.capacity import require_here
 from jobs.places import Place, find_model, model_places
 from jobs.progress import TrainingProgress, show_training
 from jobs.publishing import check_output, publish_adapter, publish_merged_model
@@ -70,6 +71,9 @@ def run(
         ConfigError, NotFoundError, DatasetError, ConflictError, CapacityError: bad input; nothing was written.
         TrainingError: it failed on the way; the same command goes on from the last checkpoint.
     """
+    cluster = cluster or ClusterConfig.model_validate({})
+    cpus = config.min_workers * config.threads_per_worker
+    require_here("train", cluster, cpus, training_gpus=config.min_workers if config.use_gpu else 0)
     output_uri = find_output(config)
     check_places(config)
     student = check_model(config)
@@ -84,11 +88,10 @@ def run(
     check_rows(config, rows.train)
     check_targets(config.lora_targets, read_shape(student.model_dir))
     check_trackers(config.log_to)
-    cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
     require_shared(list_places(config), cluster)
     gpus = config.min_workers if wants_gpu(config) else 0
-    require("train", cpus=config.min_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
+    require("train", cpus=cpus, gpus=gpus, cluster=cluster)
     require_spread(config, cluster)
     dtype = choose_dtype(config, gpus > 0)
     all_rows = [*rows.train, *rows.generic, *rows.validation]
