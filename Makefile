@@ -61,4 +61,4 @@ lint: $(VENV)/.installed  ## ruff, ruff format, pyright
 	$(BIN)/pyright
 
 clean:  ## remove what demo and tests made; the environment and the demo model stay
-	rm -rf .raydistill .pytest_cache .ruff_cache models reports
+	rm -rf .raydistill .pytest_cache .ruff_cache

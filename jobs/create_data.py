@@ -12,12 +12,14 @@ nor prompt= nor queries= is given, P and queries are those of jobs/configs/analy
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jobs import task
 from jobs.budget import check_length, estimate_tokens, find_overrun
+from jobs.capacity import cache_bytes, require_here
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import (
     Plan,
@@ -44,9 +46,10 @@ from jobs.runtime import (
 )
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.records import Manifest
-from raydistill.core.uris import absolute, join
+from raydistill.core.uris import absolute, is_remote, join
 from raydistill.dataset.finish import check_first, finish_dataset
 from raydistill.dataset.keep import Origin
+from raydistill.dataset.layout import folder_of
 from raydistill.dataset.ledger import LedgerWriter
 from raydistill.dataset.shards import ROWS_PER_SHARD
 from raydistill.dataset.sieve import Terms
@@ -86,6 +89,10 @@ def run(
         BudgetError: the dataset has cost max_cost.
     """
     engine = engine or EngineConfig.model_validate({})
+    cluster = cluster or ClusterConfig.model_validate({})
+    cpus = logical_cpus(config, engine)
+    if handle is None and _is_new(config):  # a dataset that is there may need no teacher: only the plan knows
+        require_here("create_data", cluster, cpus, [engine])
     plan = make_plan(config, queries)
     if is_answered(plan, config.retry_failed):
         return _finish(plan, config)
@@ -94,10 +101,11 @@ def run(
     if handle is not None:
         return _create(plan, config, queries, Teacher(handle, engine.max_replicas), on_progress)
     check_length(plan, config, engine)
-    cluster = cluster or ClusterConfig.model_validate({})
+    require_here("create_data", cluster, cpus, [engine])
     connect(cluster)
     require_shared(list_places(config), cluster)
-    require("create_data", cpus=logical_cpus(config, engine), gpus=engine.count_gpus(), cluster=cluster)
+    memory_bytes = cache_bytes(cluster, engine)
+    require("create_data", cpus=cpus, gpus=engine.count_gpus(), memory_bytes=memory_bytes, cluster=cluster)
     require_room("the teacher", engine.max_replicas, engine.replica_size(), cluster)
     start_http(cluster)
     from raydistill.teacher import app
@@ -109,6 +117,11 @@ def run(
         return _create(plan, config, queries, Teacher(own_handle, engine.max_replicas), on_progress)
     finally:
         app.stop(application[0])
+
+
+def _is_new(config: CreateDataConfig) -> bool:
+    """Return whether there is surely no dataset yet, without a look into an object store."""
+    return not is_remote(config.output_file) and not Path(folder_of(absolute(config.output_file))).exists()
 
 
 def list_places(config: CreateDataConfig) -> list[Place]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import create_data, data_plan, evaluate, train
 from jobs.budget import find_overrun
+from jobs.capacity import cache_bytes, require_here
 from jobs.data_plan import Queries
 from jobs.distill_input import Settings, check_input, read_settings
 from jobs.places import Place
@@ -66,12 +67,15 @@ def run(settings: Settings) -> dict[str, Any]:
         ServiceError, TrainingError: it failed on the way; the same command goes on from there.
     """
     clock = Clock()
+    engines = [settings.teacher, *([] if settings.student.url else [settings.student])]
+    cpus, workers = _logical_cpus(settings), settings.train.min_workers
+    require_here("distill", settings.cluster, cpus, engines, workers if settings.train.use_gpu else 0)
     queries = check_input(settings)
     with clock.stage("start"):
         connect(settings.cluster)
         require_shared(_list_places(settings), settings.cluster)
-        gpus = _count_gpus(settings)
-        require("distill", cpus=_logical_cpus(settings), gpus=gpus, cluster=settings.cluster)
+        gpus, memory_bytes = _count_gpus(settings), cache_bytes(settings.cluster, *engines)
+        require("distill", cpus=cpus, gpus=gpus, memory_bytes=memory_bytes, cluster=settings.cluster)
         _require_room(settings)
         base_url = start_http(settings.cluster)
     begin_work()

@@ -11,6 +11,7 @@ import httpx
 from pydantic import Field
 
 from jobs import task
+from jobs.capacity import cache_bytes, require_here
 from jobs.places import find_model, model_places
 from jobs.progress import show_stage
 from jobs.runtime import (
@@ -162,11 +163,14 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("serve needs a task file: python -m jobs.serve jobs/configs/triage.toml")
     check_storage("task.storage", found.storage, read_only=True)  # a student follows the aliases, it moves none
     find_model(found.student_model)
+    cpus = 2 * student.max_replicas + 1
+    require_here("serve", cluster, cpus, [student])
     try:
         connect(cluster)
         places = [("task.storage", found.storage), *model_places("student_model", found.student_model)]
         require_shared(places, cluster)
-        require("serve", cpus=2 * student.max_replicas + 1, gpus=student.count_gpus(), cluster=cluster)
+        memory_bytes = cache_bytes(cluster, student)
+        require("serve", cpus=cpus, gpus=student.count_gpus(), memory_bytes=memory_bytes, cluster=cluster)
         require_room("the student", student.max_replicas, student.replica_size(), cluster)
         url = start_student(found, student, cluster, start_http(cluster), "serve")
         status = read_status(url)

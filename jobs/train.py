@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from jobs import task
+from jobs.capacity import require_here
 from jobs.faults import collect, raise_all
 from jobs.places import Place, find_model, model_places
 from jobs.progress import TrainingProgress, show_training
@@ -59,17 +60,19 @@ def run(
         ConfigError, NotFoundError, DatasetError, ConflictError, CapacityError: bad input; nothing was written.
         TrainingError: it failed on the way; the same command goes on from the last checkpoint.
     """
+    cluster = cluster or ClusterConfig.model_validate({})
+    cpus = config.min_workers * config.threads_per_worker
+    require_here("train", cluster, cpus, training_gpus=config.min_workers if config.use_gpu else 0)
     output_uri = find_output(config)
     student, rows = _check_input(config)
     config = config.model_copy(update={"loss": rows.loss})
 
     from raydistill.training.fit import choose_dtype, decide, fit, wants_gpu
 
-    cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
     require_shared(list_places(config), cluster)
     gpus = config.min_workers if wants_gpu(config) else 0
-    require("train", cpus=config.min_workers * config.threads_per_worker, gpus=gpus, cluster=cluster)
+    require("train", cpus=cpus, gpus=gpus, cluster=cluster)
     require_workers(config, gpus > 0, cluster)
     dtype = choose_dtype(config, gpus > 0)
     all_rows = [*rows.train, *rows.generic, *rows.validation]

@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import shlex
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,6 +148,23 @@ def test_every_command_of_readme_names_what_exists(readme):
 def test_every_path_and_target_in_readmes_text_exists(readme):
     tree = Tree(ROOT)
     assert find_inline_faults(readme, tree) + find_tree_faults(readme, tree) == []
+
+
+def test_readmes_tree_names_every_folder(readme):
+    (tree,) = (block for block in read_blocks(readme, "") if "\njobs/ " in block)
+    ours = (path for end in ("py", "md", "sh", "yaml") for path in ROOT.glob(f"[a-z]*/*.{end}"))
+    folders = {path.relative_to(ROOT).parts[0] for path in ours}
+    assert "docs" in folders
+    assert [name for name in sorted(folders) if f"\n{name}/" not in f"\n{tree}"] == []
+
+
+def test_make_clean_keeps_what_readmes_commands_write(readme):
+    words = [word for command in read_commands(readme) for word in command]
+    written = [value for key, _, value in (word.partition("=") for word in words) if key == "output_dir"]
+    assert written
+    done = subprocess.run(["make", "--dry-run", "clean"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "rm " in done.stdout
+    assert not {place.partition("/")[0] for place in written} & set(done.stdout.split())
 
 
 def test_every_python_name_of_readme_exists(readme):

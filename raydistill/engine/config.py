@@ -96,18 +96,26 @@ class EngineConfig(Section):
         """How long a replica that is to go waits for its requests: as long as one of them may take, and a moment."""
         return self.front.request_timeout_seconds + 5
 
-    def count_gpus(self) -> int:
-        """Return the GPUs that its replicas hold at most on the connected cluster; see `runs_on_gpu`."""
-        return self.max_replicas * self.tensor_parallel_size if self.runs_on_gpu() else 0
+    def count_gpus(self, num_gpus: float | None = None) -> int:
+        """Return the GPUs that its replicas hold at most; see `runs_on_gpu`."""
+        return self.max_replicas * self.tensor_parallel_size if self.runs_on_gpu(num_gpus) else 0
 
     def replica_size(self) -> dict[str, float]:
         """Return what one node must have for a replica; further GPUs may be on other nodes."""
         return {"CPU": 1, "GPU": 1} if self.runs_on_gpu() else {"CPU": 2}
 
-    def runs_on_gpu(self) -> bool:
-        """Return whether it runs on a GPU of the connected cluster."""
+    def count_cache_bytes(self, num_gpus: float | None = None) -> int:
+        """Return the memory that its replicas take at most for keys and values beside GPUs; see `runs_on_gpu`."""
+        return 0 if self.runs_on_gpu(num_gpus) else int(self.max_replicas * self.kv_cache_gib * 2**30)
+
+    def runs_on_gpu(self, num_gpus: float | None = None) -> bool:
+        """Return whether it runs on a GPU.
+
+        Args:
+            num_gpus: that there are; None asks the connected cluster.
+        """
         import ray
 
         if self.accelerator == "auto":
-            return ray.cluster_resources().get("GPU", 0) > 0
+            return (ray.cluster_resources().get("GPU", 0) if num_gpus is None else num_gpus) > 0
         return self.accelerator == "gpu"

@@ -95,6 +95,7 @@ def evaluate(
             "name": subject.version.name,
             "version": subject.version.label,
             "base_model": subject.version.base_model,
+            "base_revision": subject.version.base_revision,
             "teacher": reference.teacher,
             "prompt_digest": reference.prompt_digest,
             "served_as": sorted({result.model for result in served["student"]}),

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from raydistill.core.records import canonical_json
-from raydistill.evaluation.summary import ARMS, percent, sentences, table_rows
+from raydistill.evaluation.summary import ARMS, NAMES, headings, percent, sentences, table_rows
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -47,7 +47,7 @@ th { background: #eceff3; font-weight: 600; }
 {% endfor %}</div>
 <h2>Numbers</h2>
 <div class="scroll"><table>
-<tr><th></th><th>base with P</th><th>base, no P</th><th>student</th></tr>
+<tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 <ul class="box{% if slower %} slow{% endif %}">
@@ -86,19 +86,20 @@ def render_page(report: dict[str, Any]) -> str:
         cards.append((percent(kl["gap_closed"]), f"of the KL gap closed ({low} to {high})"))
     cards.append((percent(report["tokens"]["reduction"]), "fewer prompt tokens"))
     said = sentences(report)
-    names = ("base with P", "base, no P", "student")
+    names = headings(report)
     shares = [100 * validity[key] for key in ("teacher", "base", "student")]
     rates = [latency[f"{arm}_tokens_per_second"] for arm in ARMS]
     charts = [
-        _bars("valid answers, %", names, shares),
-        _bars(f"tokens/s, {latency['at_once']} at once", names, rates),
+        _bars("valid answers, %", (names[0], *NAMES[1:]), shares),
+        _bars(f"tokens/s, {latency['at_once']} at once", NAMES, rates),
     ]
     if kl["student"] is not None:
-        charts.insert(1, _bars("KL to the teacher, nats per token", names[1:], [kl["base"], kl["student"]]))
+        charts.insert(1, _bars("KL to the teacher, nats per token", NAMES[1:], [kl["base"], kl["student"]]))
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE)
     return page.render(
         **report,
         cards=cards,
+        names=names,
         rows=table_rows(report),
         said=said,
         slower=any(sentence.startswith("SLOWER") for sentence in said),

@@ -10,7 +10,7 @@ from rich.text import Text
 from raydistill.core import storage
 from raydistill.core.uris import join
 from raydistill.evaluation.page import render_page
-from raydistill.evaluation.summary import sentences, table_rows
+from raydistill.evaluation.summary import NAMES, headings, sentences, table_rows
 
 
 def write_report(report: dict[str, Any], uri: str) -> None:
@@ -34,7 +34,9 @@ def report_table(report: dict[str, Any]) -> Group:
         title_justify="left",
     )
     table.add_column("")
-    for heading in ("base with P", "base, no P", "student"):
+    names = headings(report)
+    for name in names:  # four columns fit with their names on two lines
+        heading = name if len(names) == len(NAMES) else name.replace(" ", "\n", 1)
         table.add_column(heading, justify="right", no_wrap=True)
     for row in table_rows(report):
         table.add_row(*row)

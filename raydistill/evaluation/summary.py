@@ -3,36 +3,53 @@
 from typing import Any
 
 ARMS = ("base_with_p", "base_without_p", "adapter")
+NAMES = ("base with P", "base, no P", "student")  # of the arms, as a reader sees them
+TEACHER = "teacher with P"
 
 
-def table_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return (what, base with P, base without P, student) as texts."""
+def is_base_the_teacher(report: dict[str, Any]) -> bool:
+    """Return whether the student's own base, with P in front, is the teacher."""
+    return report["model"]["teacher"].get("revision") == report["model"]["base_revision"]
+
+
+def headings(report: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the table's columns; a teacher that is another model has one of its own."""
+    return (*(() if is_base_the_teacher(report) else (TEACHER,)), *NAMES)
+
+
+def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return (what, a cell for each of `headings`) as texts."""
     validity, agreement, kl = report["validity"], report["agreement"], report["kl"]
     tokens, latency = report["tokens"], report["latency"]
     short, long = f"{tokens['prompt_without_p']:.0f}", f"{tokens['prompt_with_p']:.0f}"
+    valid, valid_base, valid_student = map(percent, (validity["teacher"], validity["base"], validity["student"]))
     rows = [
-        ("valid answers", *map(percent, (validity["teacher"], validity["base"], validity["student"]))),
-        ("  asked as plain text", "", "", percent(validity["student_raw"])),
+        ("valid answers", valid, "", valid_base, valid_student),
+        ("  asked as plain text", "", "", "", percent(validity["student_raw"])),
     ]
     if agreement["student"] is not None:
-        rows.append(("same labels as the teacher", "", "", percent(agreement["student"])))
-        rows.append(("  best constant answer", "", "", percent(agreement["majority"])))
+        rows.append(("same labels as the teacher", "", "", "", percent(agreement["student"])))
+        rows.append(("  best constant answer", "", "", "", percent(agreement["majority"])))
     if kl["student"] is not None:
-        rows.append(("KL to the teacher, nats/token", "0", f"{kl['base']:.3f}", f"{kl['student']:.3f}"))
+        rows.append(("KL to the teacher, nats/token", "0", "", f"{kl['base']:.3f}", f"{kl['student']:.3f}"))
         low, high = kl["gap_closed_interval"]
-        rows.append(("  gap closed", "", "", percent(kl["gap_closed"])))
-        rows.append(("  95 % interval over queries", "", "", f"{percent(low)} to {percent(high)}"))
-    rows.append(("prompt tokens", long, short, short))
-    seconds = [f"{latency[f'{arm}_seconds']:.2f}" for arm in ARMS]
-    rows.append((f"seconds, 1 at once, {latency['tokens_each']} tokens", *seconds))
-    rates = [f"{latency[f'{arm}_tokens_per_second']:.0f}" for arm in ARMS]
-    rows.append((f"tokens/s, {latency['at_once']} at once", *rates))
+        rows.append(("  gap closed", "", "", "", percent(kl["gap_closed"])))
+        rows.append(("  95 % interval over queries", "", "", "", f"{percent(low)} to {percent(high)}"))
+    rows.append(("prompt tokens", "", long, short, short))
+    seconds = (f"{latency[f'{arm}_seconds']:.2f}" for arm in ARMS)
+    rows.append((f"seconds, 1 at once, {latency['tokens_each']} tokens", "", *seconds))
+    rates = (f"{latency[f'{arm}_tokens_per_second']:.0f}" for arm in ARMS)
+    rows.append((f"tokens/s, {latency['at_once']} at once", "", *rates))
+    if is_base_the_teacher(report):  # what the teacher says is then what the base with P says: one column
+        return [(what, teacher or with_p, *rest) for what, teacher, with_p, *rest in rows]
     return rows
 
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """Return what must be said beside the numbers: where the adapter is slower, what was asked, what time it took."""
     said = [f"The prompt is {percent(report['tokens']['reduction'])} shorter: P is in the weights."]
+    if report["kl"]["student"] is not None:
+        said.append(_describe_kl(report))
     latency = report["latency"]
     ours, theirs = latency["adapter_seconds"], latency["base_with_p_seconds"]
     if ours > theirs:
@@ -56,6 +73,13 @@ def sentences(report: dict[str, Any]) -> list[str]:
     stages = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report["seconds"].items())
     said.append(f"Seconds: {stages}.")
     return said
+
+
+def _describe_kl(report: dict[str, Any]) -> str:
+    if is_base_the_teacher(report):
+        return "KL is KL(base with P || arm): the base with P is the teacher."
+    teacher = report["model"]["teacher"]["model"]
+    return f"KL is KL(teacher with P || arm); the teacher, {teacher}, is another model than the base."
 
 
 def percent(share: float) -> str:

@@ -1,9 +1,17 @@
 """What users say in `[student]` and `[teacher]` reaches the front and Serve."""
 
-from raydistill.engine.args import deployment_options
+import pytest
+
+from raydistill.engine.args import deployment_options, vllm_args
 from raydistill.engine.config import EngineConfig
 from raydistill.engine.front import Limits
 from raydistill.engine.ingress import make_ingress
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_prefix_cache_is_on(on_gpu, lora):
+    assert vllm_args(EngineConfig.model_validate({}), on_gpu, lora)["enable_prefix_caching"] is True
 
 
 def test_every_setting_of_the_front_becomes_its_limit():

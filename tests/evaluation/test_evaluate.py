@@ -4,12 +4,14 @@ import dataclasses
 import io
 import json
 import math
+import re
 
 import pytest
 import torch
 from rich.console import Console
 
 from raydistill.core.errors import ConfigError, DatasetError, ServiceError
+from raydistill.core.models import model_revision
 from raydistill.core.prompts import Prompt, teacher_messages
 from raydistill.core.records import Query, digest
 from raydistill.evaluation.config import CheckConfig, EvaluateConfig
@@ -64,7 +66,8 @@ def model(subject):
 @pytest.fixture(scope="module")
 def teacher(model_dir):
     tokenizer = load_tokenizer(model_dir)
-    return get_renderer("chat", tokenizer), {"model": "tiny", "tokenizer_digest": tokenizer_digest(tokenizer)}
+    facts = {"model": "tiny", "revision": model_revision(model_dir), "tokenizer_digest": tokenizer_digest(tokenizer)}
+    return get_renderer("chat", tokenizer), facts
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +232,44 @@ def test_table_fits_80_columns_and_cuts_nothing(report):
         "2 truncated",
     ):
         assert said in text
+
+
+def with_another_teacher(report):
+    teacher = {**report["model"]["teacher"], "model": "large-model", "revision": "another"}
+    validity = {**report["validity"], "teacher": 0.43}
+    return {**report, "model": {**report["model"], "teacher": teacher}, "validity": validity}
+
+
+def read_table(text):
+    """Return the cells of each row by its first one."""
+    rows = [re.split("[│┃]", line)[1:-1] for line in text.splitlines() if line[:1] in "│┃"]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
+def test_a_base_that_is_the_teacher_has_one_column_with_it(report):
+    report = {**report, "validity": {**report["validity"], "teacher": 0.43}}
+    text = show(report)
+    table = read_table(text)
+    assert "base with P" in text and "teacher with P" not in text
+    assert table["valid answers"][0] == "43\u00a0%"
+    assert table["KL to the teacher, nats/token"][0] == "0"
+    assert table["prompt tokens"][0] == f"{report['tokens']['prompt_with_p']:.0f}"
+    assert "KL is KL(base with P || arm)" in text
+
+
+def test_another_teacher_has_a_column_of_its_own_and_the_base_with_p_none_of_its_numbers(report, tmp_path):
+    other = with_another_teacher(report)
+    text = show(other)
+    table = read_table(text)
+    assert max(map(len, text.splitlines())) <= 80
+    assert table["valid answers"][:2] == ["43\u00a0%", ""]
+    assert table["KL to the teacher, nats/token"][:2] == ["0", ""]
+    assert table["prompt tokens"][:2] == ["", f"{report['tokens']['prompt_with_p']:.0f}"]
+    assert "KL is KL(teacher with P || arm); the teacher, large-model" in " ".join(text.split())
+    write_report(other, str(tmp_path / "r"))
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "<th></th><th>teacher with P</th><th>base with P</th><th>base, no P</th><th>student</th>" in page
+    assert "<td>valid answers</td><td>43\u00a0%</td><td></td>" in page
 
 
 @pytest.mark.parametrize(("adapter", "said"), [(9.0, True), (0.1, False)])

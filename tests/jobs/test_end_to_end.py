@@ -269,4 +269,6 @@ def test_more_than_the_cluster_can_ever_have_is_refused_with_both_numbers(world)
         train.run(config, world.settings.cluster)
     with pytest.raises(CapacityError, match=r"3 GPU.*has 0"):
         require("a job", gpus=3)
-    assert time.monotonic() - started < 20
+    with pytest.raises(CapacityError, match="memory, the cluster has"):
+        require("a job", memory_bytes=2**60)
+    assert time.monotonic() - started < 5
