@@ -44,7 +44,10 @@ class TrainConfig(Section):
     batch_size: int = Field(8, ge=1)
     """Examples in a step, over all workers."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Examples that a worker packs into one sequence; by default as many as fit 2,048 tokens."""
+    """Examples that a worker packs into one sequence; by default as many as fit pack_tokens."""
+    pack_tokens: int | None = Field(None, ge=1)
+    """Tokens that a worker packs into one sequence; a longer example stands alone. By default 2,048 on CPUs and 8,192
+    on GPUs: more keep a GPU busier and take more memory."""
     learning_rate: float | None = Field(None, gt=0, le=1)
     """By default from the model's width: raydistill.get_lr."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
