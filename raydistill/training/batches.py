@@ -18,7 +18,9 @@ import numpy as np
 
 from raydistill.core.records import digest
 
-PACK_TOKENS = 2048  # attention of a packed sequence is quadratic in its length; longer rows stand alone
+# Of a packed sequence, where none are set. On a CPU what a long pack keeps for its backward pass is dear, and time is
+# not: rows attend row by row. A GPU is kept busy by it; and ZeRO-3 gathers all weights once a pack.
+PACK_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,13 @@ def share_rows(rows: Sequence[EncodedRow], num_workers: int) -> list[list[Encode
     return shares
 
 
-def group_rows(rows: Sequence[EncodedRow], micro_batch_size: int | None) -> list[list[EncodedRow]]:
-    """Return the rows in their order, as they are packed: so many at most, within PACK_TOKENS unless one is longer."""
+def group_rows(rows: Sequence[EncodedRow], micro_batch_size: int | None, pack_tokens: int) -> list[list[EncodedRow]]:
+    """Return the rows in their order, as they are packed: so many at most, within pack_tokens unless one is longer."""
     groups: list[list[EncodedRow]] = []
     for row in rows:
         last = groups[-1] if groups else []
         tokens = sum(other.longest for other in last) + row.longest
-        if last and tokens <= PACK_TOKENS and len(last) < (micro_batch_size or len(rows)):
+        if last and tokens <= pack_tokens and len(last) < (micro_batch_size or len(rows)):
             last.append(row)
         else:
             groups.append([row])
@@ -284,13 +286,13 @@ def _collect_recorded(rows: Sequence[EncodedRow], places: list[list[int]]) -> Re
 
 
 def micro_batches(
-    rows: Sequence[EncodedRow], rank: int, num_workers: int, micro_batch_size: int | None = None
+    rows: Sequence[EncodedRow], rank: int, num_workers: int, micro_batch_size: int | None, pack_tokens: int
 ) -> list[Packed]:
     """Return one worker's packed micro-batches of a step: equally many, of equally many passes, for every worker.
 
     A worker with fewer gets fillers without targets, because every forward and backward is collective in ZeRO.
     """
-    shares = [group_rows(share, micro_batch_size) for share in share_rows(rows, num_workers)]
+    shares = [group_rows(share, micro_batch_size, pack_tokens) for share in share_rows(rows, num_workers)]
     most = max(len(groups) for groups in shares)
     needs_lesson = any(row.teacher_tokens is not None for row in rows)
     packed = [pack(group, needs_lesson=needs_lesson) for group in shares[rank]]

@@ -27,7 +27,8 @@ class TrainConfig(Section):
     kl_weight: float = Field(1.0, gt=0, le=1)
     """Of kl; the rest is cross_entropy's."""
     kl_temperature: float = Field(1.0, gt=0, le=100)
-    """Both sides' logits are divided by it; above 1 unlikely tokens count more. Recorded top_logprobs are of 1."""
+    """Both sides' logits are divided by it; above 1 unlikely tokens count more. The loss is not multiplied by its
+    square: at 2 the gradients of kl are about a quarter. Recorded top_logprobs are of 1."""
 
     retain_fraction: float = Field(0.0, ge=0, le=1)
     """Prompts that have nothing to do with the task, as a share of batch_size, on which KL to the untouched base joins
@@ -44,7 +45,10 @@ class TrainConfig(Section):
     batch_size: int = Field(8, ge=1)
     """Examples in a step, over all workers."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Examples that a worker packs into one sequence; by default as many as fit 2,048 tokens."""
+    """Examples that a worker packs into one sequence; by default as many as fit pack_tokens."""
+    pack_tokens: int | None = Field(None, ge=1)
+    """Tokens that a worker packs into one sequence; a longer example stands alone. By default 2,048 on CPUs and 8,192
+    on GPUs: more keep a GPU busier and take more memory."""
     learning_rate: float | None = Field(None, gt=0, le=1)
     """By default from the model's width: raydistill.get_lr."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -43,6 +43,7 @@ class Engine:
         offload: "none", "optimizer" or "parameters".
         max_grad_norm: gradients are scaled down to it; None for never.
         micro_batch_size: None for what fits.
+        pack_tokens: None for what suits the device.
         threads: CPU threads of a worker.
     """
 
@@ -50,6 +51,7 @@ class Engine:
     offload: str
     max_grad_norm: float | None
     micro_batch_size: int | None
+    pack_tokens: int | None
     threads: int
 
 

@@ -66,9 +66,9 @@ def train(job: Job, setting: Setting) -> None:
         raise TrainingError(explain_shortage(job, setting)) from error
 
 
-def pick_checked(rows: Sequence[EncodedRow], micro_batch_size: int | None) -> list[EncodedRow]:
+def pick_checked(rows: Sequence[EncodedRow], setting: Setting) -> list[EncodedRow]:
     """Return the first rows that one pack of the training may hold; more at once may be more than memory holds."""
-    return group_rows(rows[: micro_batch_size or CHECKED_ROWS], None)[0]
+    return group_rows(rows[: setting.micro_batch_size or CHECKED_ROWS], None, setting.pack_tokens)[0]
 
 
 class _Run:
@@ -129,7 +129,7 @@ class _Run:
         if name is None:
             engine = self._make_engine(model)
             rows = [self._rows[index] for index in rows_of_step(job.plan, 0)]
-            check_packing(engine, pick_checked(rows, job.engine.micro_batch_size), job.dtype, setting.device)
+            check_packing(engine, pick_checked(rows, setting), job.dtype, setting.device)
             return engine, {"run/damaged_checkpoints": damaged} if damaged else {}
         with fetch_checkpoint(job.log_uri, name) as folder:
             self._state = load_weights(model, folder)
@@ -157,7 +157,7 @@ class _Run:
         taught = self._rows.first_taught(CHECKED_ROWS)
         if taught:
             prefix = open_prefix(self._engine, job.teacher_prefix, job.dtype, setting.device)
-            checked = pick_checked(taught, job.engine.micro_batch_size)
+            checked = pick_checked(taught, setting)
             check_teacher(self._engine, checked, job.teacher_prefix, prefix, job.dtype)
             memory = Memory() if job.engine.zero_stage < 3 else None
             self._setting = dataclasses.replace(setting, prefix=prefix, memory=memory)

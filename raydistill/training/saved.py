@@ -80,12 +80,13 @@ def read_state(folder: Path) -> State:
 
     Raises:
         TrainingError: it is not whole.
+        StorageError, OSError: it cannot be read now, which says nothing about it; damaged ones are deleted.
     """
     try:
-        values = json.loads((folder / STATE).read_bytes())
+        values = json.loads(storage.read_bytes(str(folder / STATE)))
         files = values.pop("files")
         state = State(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (NotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"{folder} is no whole checkpoint: its {STATE} is missing or damaged.") from error
     damaged = [name for name, sha256 in files.items() if not _is_intact(folder / name, sha256)]
     if damaged:
@@ -159,7 +160,10 @@ def _sha256(file: Path) -> str:
 
 
 def _is_intact(file: Path, sha256: str) -> bool:
-    return file.is_file() and _sha256(file) == sha256
+    try:
+        return _sha256(file) == sha256
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
 
 
 def delete_checkpoint(log_uri: str, name: str) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from raydistill.core.errors import TrainingError
-from raydistill.training.batches import EncodedRow, Packed, micro_batches, pack
+from raydistill.training.batches import PACK_TOKENS, EncodedRow, Packed, micro_batches, pack
 from raydistill.training.head import Head, open_head
 from raydistill.training.job import Objective
 from raydistill.training.losses import chunked_sums, scale_to_step, score_recorded, score_teacher, score_tokens
@@ -27,6 +27,7 @@ class Setting:
         device: this worker's.
         dtype: "float32" or "bfloat16".
         micro_batch_size: rows that are packed together at most; None for what fits.
+        pack_tokens: tokens that are packed together at most; a longer row stands alone.
         objective: what is minimised where a teacher is known.
         prefix: what stands before the teacher's rows; see `teacher.open_prefix`.
         memory: what the teacher said already; None where every pass must be made, because they are collective.
@@ -37,6 +38,7 @@ class Setting:
     device: torch.device
     dtype: str
     micro_batch_size: int | None = None
+    pack_tokens: int = PACK_TOKENS["cpu"]
     objective: Objective = Objective()
     prefix: Prefix | None = None
     memory: Memory | None = None
@@ -133,13 +135,17 @@ def _means(sums: Sequence[float], num_tokens: float, num_taught: float) -> Means
     )
 
 
+def _pack_own(rows: Sequence[EncodedRow], setting: Setting) -> list[Packed]:
+    return micro_batches(rows, setting.rank, setting.num_workers, setting.micro_batch_size, setting.pack_tokens)
+
+
 def backward_step(engine: Any, rows: Sequence[EncodedRow], setting: Setting) -> Means:
     """Leave the gradients of a step's mean loss in the engine; all workers call it with the same rows.
 
     Raises:
         TrainingError: the loss is not finite.
     """
-    batches = micro_batches(rows, setting.rank, setting.num_workers, setting.micro_batch_size)
+    batches = _pack_own(rows, setting)
     num_tokens, num_taught = _sum_over_workers(_count(batches), setting)
     total = torch.zeros(3, dtype=torch.float64, device=setting.device)
     for index, packed in enumerate(batches):
@@ -175,9 +181,7 @@ def validate(engine: Any, rows: Sequence[EncodedRow], batch_size: int, setting: 
     batches = [
         packed
         for first in range(0, len(rows), batch_size)
-        for packed in micro_batches(
-            rows[first : first + batch_size], setting.rank, setting.num_workers, setting.micro_batch_size
-        )
+        for packed in _pack_own(rows[first : first + batch_size], setting)
     ]
     total = torch.zeros(3, dtype=torch.float64, device=setting.device)
     for packed in batches:

@@ -24,6 +24,7 @@ def _prepare(job: "Job") -> "Setting":
     import torch
     import transformers
 
+    from raydistill.training.batches import PACK_TOKENS
     from raydistill.training.steps import Setting
 
     transformers.utils.logging.disable_progress_bar()
@@ -34,4 +35,5 @@ def _prepare(job: "Job") -> "Setting":
         torch.set_num_threads(job.engine.threads)
     context = ray.train.get_context()
     ranks = (context.get_world_rank(), context.get_world_size())
-    return Setting(*ranks, device, job.dtype, job.engine.micro_batch_size, job.objective)
+    pack_tokens = job.engine.pack_tokens or PACK_TOKENS["cuda" if device.type == "cuda" else "cpu"]
+    return Setting(*ranks, device, job.dtype, job.engine.micro_batch_size, pack_tokens, job.objective)

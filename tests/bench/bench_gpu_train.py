@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from raydistill.training import batches
 from raydistill.training.batches import EncodedRow
 from raydistill.training.head import open_head
 from raydistill.training.losses import chunked_sums, score_tokens
@@ -101,7 +101,6 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    batches.PACK_TOKENS = options.pack_tokens
     runs = {shape: _measure(SHAPES[shape], options, device) for shape in options.shapes}
     machine = describe_machine()
     if device.type == "cuda":
@@ -118,8 +117,8 @@ def _measure(shape: dict[str, Any], options: argparse.Namespace, device: torch.d
     rows = _rows(num_rows, options.row_tokens, shape["vocab_size"])
     prefix_tokens = [7] * PROMPT_TOKENS
     num_parameters = count_parameters(model.get_base_model())
-    setting = Setting(0, 1, device, dtype)
-    taught = Setting(0, 1, device, dtype, prefix=open_prefix(engine, prefix_tokens, dtype, device))
+    setting = Setting(0, 1, device, dtype, pack_tokens=options.pack_tokens)
+    taught = replace(setting, prefix=open_prefix(engine, prefix_tokens, dtype, device))
     arms = {
         "cross_entropy": lambda: backward_step(engine, rows, setting),
         "kl": lambda: backward_step(engine, [_with_teacher(row) for row in rows], taught),

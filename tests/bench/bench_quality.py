@@ -190,7 +190,7 @@ class _Bench:
         os.environ["LOCAL_RANK"] = "0"
         torch.distributed.init_process_group("gloo", rank=0, world_size=1)
         try:
-            train(job, Setting(0, 1, torch.device("cpu"), job.dtype, None, job.objective))
+            train(job, Setting(0, 1, torch.device("cpu"), job.dtype, objective=job.objective))
         finally:
             torch.distributed.destroy_process_group()
         _collect(str(log_dir))

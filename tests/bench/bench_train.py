@@ -252,9 +252,9 @@ def _trl(model_dir: str, steps: list[list[EncodedRow]], options: argparse.Namesp
         start = time.monotonic()
         with _peak() as peak:
             trainer.train()
-        print(json.dumps(config.to_dict(), default=str), file=sys.stderr)
+        resolved = json.loads(json.dumps(trainer.args.to_dict(), default=str))
     seconds = [after - before for before, after in zip([start, *marks], marks, strict=False)]
-    return _turn("trl", "its own", steps, seconds, [], peak[0] - loaded)
+    return {**_turn("trl", "its own", steps, seconds, [], peak[0] - loaded), "resolved_config": resolved}
 
 
 @contextmanager

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--pack-tokens", type=int, default=4096)  # ZeRO 3 gathers all weights once a pack
     parser.add_argument("--row-tokens", type=int, default=96)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
@@ -83,7 +84,7 @@ def _measure_arms(rank: int, num_workers: int, model_dir: str, out: str, options
     from raydistill.training.steps import Setting, apply_step, backward_step
     from raydistill.training.zero import start_engine
 
-    setting = Setting(rank, num_workers, torch.device("cpu"), options["dtype"])
+    setting = Setting(rank, num_workers, torch.device("cpu"), options["dtype"], pack_tokens=options["pack_tokens"])
     rates = {}
     examples = _rows(EXAMPLES, options["row_tokens"])
     for stage in (0, 1, 2, 3) if num_workers == 2 else (0,):

@@ -27,7 +27,7 @@ def make_job(model_dir: str, log_uri: str, stage: int = 2, offload: str = "none"
         dtype="float32",
         lora=Lora(RANK, ALPHA),
         schedule=Schedule(0.003, "cosine", 2, STEPS),
-        engine=Engine(stage, offload, max_grad_norm=0.5, micro_batch_size=2, threads=1),
+        engine=Engine(stage, offload, max_grad_norm=0.5, micro_batch_size=2, pack_tokens=None, threads=1),
         rhythm=Rhythm(eval_every=3, patience=None, checkpoint_every=4),
     )
     return dataclasses.replace(job, **changes)
@@ -45,7 +45,7 @@ def make_jobs(model_dir: str, root: Path) -> dict[str, Job]:
     wild = Schedule(0.3, "constant", 0, STEPS)
     jobs["stopped"] = make("stopped", schedule=wild, rhythm=Rhythm(eval_every=1, patience=2, checkpoint_every=50))
     for stage in (0, 2):
-        jobs[f"unclipped-{stage}"] = make(f"unclipped-{stage}", engine=Engine(stage, "none", None, 2, threads=1))
+        jobs[f"unclipped-{stage}"] = make(f"unclipped-{stage}", engine=Engine(stage, "none", None, 2, None, threads=1))
     jobs["taught"] = make("taught", teacher_prefix=PREFIX)
     endless = Schedule(1e30, "constant", 0, STEPS)
     seldom = Rhythm(eval_every=50, patience=None, checkpoint_every=50)
@@ -74,7 +74,13 @@ def train_all(rank: int, num_workers: int, jobs: list[Job]) -> None:
     from raydistill.training.steps import Setting
 
     for job in jobs:
-        micro_batch_size = job.engine.micro_batch_size
-        setting = Setting(rank, num_workers, torch.device("cpu"), job.dtype, micro_batch_size, job.objective)
+        setting = Setting(
+            rank,
+            num_workers,
+            torch.device("cpu"),
+            job.dtype,
+            micro_batch_size=job.engine.micro_batch_size,
+            objective=job.objective,
+        )
         train(job, setting)
         torch.distributed.barrier()

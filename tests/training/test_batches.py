@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistill.training.batches import (
-    PACK_TOKENS,
     EncodedRow,
     micro_batches,
     pack,
@@ -60,22 +59,31 @@ def test_generic_rows_join_in_turn_and_change_nothing_about_the_others(num_rows,
 lengths = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=12)
 
 
-@given(lengths, st.integers(1, 4), st.sampled_from([None, 1, 2, 5]))
-def test_workers_share_a_step_without_loss_and_in_equally_many_micro_batches(sizes, num_workers, micro_batch_size):
+@given(lengths, st.integers(1, 4), st.sampled_from([None, 1, 2, 5]), st.sampled_from([1, 2048, 8192]))
+def test_workers_share_a_step_without_loss_and_in_equally_many_micro_batches(
+    sizes, num_workers, micro_batch_size, pack_tokens
+):
     rows = _rows(sizes)
-    batches = [micro_batches(rows, rank, num_workers, micro_batch_size) for rank in range(num_workers)]
+    batches = [micro_batches(rows, rank, num_workers, micro_batch_size, pack_tokens) for rank in range(num_workers)]
     assert len({len(own) for own in batches}) == 1
     targets = Counter(token for own in batches for packed in own for token in packed.targets_N)
     assert targets == Counter({i + 1: response for i, (_, response) in enumerate(sizes)})
     longest = max(prompt + response for prompt, response in sizes)
     for packed in (packed for own in batches for packed in own):
-        assert len(packed.tokens_T) <= max(PACK_TOKENS, longest)
+        assert len(packed.tokens_T) <= max(pack_tokens, longest)
         assert len(set(packed.rows_T)) <= (micro_batch_size or len(rows))
 
 
 def test_shares_are_balanced_by_tokens_not_by_rows():
     shares = share_rows(_rows([(50, 50), (1, 9), (1, 9), (1, 9), (60, 30)]), 2)
     assert sorted(sum(row.num_tokens for row in share) for share in shares) == [110, 110]
+
+
+@pytest.mark.parametrize(("pack_tokens", "packs"), [(100, 8), (2048, 4), (8192, 1)])
+def test_packs_are_as_long_as_they_may_be(pack_tokens, packs):
+    """8,192 tokens in eight rows."""
+    found = micro_batches(_rows([(512, 512)] * 8), 0, 1, None, pack_tokens)
+    assert len(found) == packs and sum(len(packed.tokens_T) for packed in found) == 8192
 
 
 def test_packed_positions_restart_and_keep_what_predicts_the_response():

@@ -62,6 +62,7 @@ def test_job_has_every_setting_of_the_config(model_dir):
         "lora_alpha": 9,
         "lora_targets": ["q_proj", "v_proj"],
         "micro_batch_size": 3,
+        "pack_tokens": 500,
         "learning_rate": 0.004,
         "schedule": "cosine",
         "warmup_steps": 5,
@@ -86,7 +87,9 @@ def test_job_has_every_setting_of_the_config(model_dir):
         dtype="bfloat16",
         lora=Lora(rank=6, alpha=9, targets=("q_proj", "v_proj")),
         schedule=Schedule(0.004, "cosine", 5, 20),
-        engine=Engine(zero_stage=3, offload="parameters", max_grad_norm=0.25, micro_batch_size=3, threads=7),
+        engine=Engine(
+            zero_stage=3, offload="parameters", max_grad_norm=0.25, micro_batch_size=3, pack_tokens=500, threads=7
+        ),
         rhythm=Rhythm(eval_every=11, patience=4, checkpoint_every=13),
         objective=Objective(kl_weight=0.7, kl_temperature=2.5),
         teacher_prefix=(5, 6),

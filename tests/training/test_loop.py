@@ -163,12 +163,20 @@ def test_only_rows_whose_own_loss_is_not_finite_are_named(monkeypatch, most, fou
 
 
 @pytest.mark.parametrize(
-    ("micro_batch_size", "lengths", "count"),
-    [(None, [10] * 9, 3), (5, [10] * 9, 5), (64, [700] * 9, 2), (64, [9000] * 9, 1), (1, [10] * 9, 1)],
+    ("micro_batch_size", "pack_tokens", "lengths", "count"),
+    [
+        (None, 2048, [10] * 9, 3),
+        (5, 2048, [10] * 9, 5),
+        (64, 2048, [700] * 9, 2),
+        (64, 8192, [700] * 9, 9),
+        (64, 2048, [9000] * 9, 1),
+        (1, 2048, [10] * 9, 1),
+    ],
 )
-def test_rows_that_packing_is_checked_with_are_no_more_than_a_pack_holds(micro_batch_size, lengths, count):
+def test_rows_that_packing_is_checked_with_are_no_more_than_a_pack_holds(micro_batch_size, pack_tokens, lengths, count):
     rows = [EncodedRow(f"r{index}", [1] * length, [2]) for index, length in enumerate(lengths)]
-    assert pick_checked(rows, micro_batch_size) == rows[:count]
+    setting = Setting(0, 1, torch.device("cpu"), "float32", micro_batch_size, pack_tokens)
+    assert pick_checked(rows, setting) == rows[:count]
 
 
 def test_state_is_refused_when_a_file_is_missing_or_another(runs, tmp_path):

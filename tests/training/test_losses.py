@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from raydistill.training import losses
 from raydistill.training.head import Head
-from raydistill.training.losses import chunked_sums, score_recorded, score_teacher, score_tokens
+from raydistill.training.losses import chunked_sums, rows_a_chunk, score_recorded, score_teacher, score_tokens
 
 N, H, V, K = 23, 16, 57, 5
 
@@ -73,6 +73,15 @@ def test_logits_are_made_a_chunk_at_a_time(monkeypatch):
     lengths.clear()
     chunked_sums(hidden, head, score_teacher(targets, teacher, head, torch.ones(N), 1.0))[0].backward()
     assert lengths == [7, 7, 7, 7, 7, 7, 2, 2], "the student's and the teacher's"
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "device", "rows"),
+    [(49_152, "cpu", 85), (128_256, "cpu", 32), (128_256, "cuda", 261), (2**26, "cpu", 1)],
+)
+def test_chunks_hold_more_rows_on_a_gpu_where_each_reads_the_whole_head(vocab_size, device, rows):
+    assert rows_a_chunk(vocab_size, device) == rows
+    assert 4 * rows * vocab_size * 4 <= 2**29 or rows == 1, "four tensors in float32"
 
 
 @pytest.mark.usefixtures("chunk_rows")

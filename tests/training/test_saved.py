@@ -1,10 +1,13 @@
 """A run's rows and checkpoints in its folder, local and in S3: read by index, whole or passed over."""
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from raydistill.core import storage
-from raydistill.core.errors import TrainingError
+from raydistill.core.errors import StorageError, TrainingError
 from raydistill.training.rowfile import ROWS_A_BATCH, read_rows, write_rows
 from raydistill.training.saved import (
     State,
@@ -85,6 +88,22 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, log_uri, damage):
     assert find_checkpoint(log_uri) == (before, [newest])
     with fetch_checkpoint(log_uri, newest) as folder, pytest.raises(TrainingError, match="no whole checkpoint"):
         read_state(folder)
+
+
+@pytest.mark.parametrize("name", ["state.json", "optimizer.safetensors"])
+def test_checkpoint_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, name):
+    newest = _publish(tmp_path, str(tmp_path / "run"), 15)
+    whole = Path.open
+
+    def fail(path, *args, **options):
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(path, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises((OSError, StorageError), match="Input/output error"):
+        patch.setattr(Path, "open", fail)
+        find_checkpoint(str(tmp_path / "run"))
+    assert find_checkpoint(str(tmp_path / "run")) == (newest, [])
 
 
 def test_checkpoint_just_written_stays_beside_any_number_of_later_ones(tmp_path, log_uri):

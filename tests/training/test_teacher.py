@@ -106,13 +106,13 @@ def test_teacher_is_asked_once_for_a_row_as_long_as_there_is_room(model, monkeyp
 def test_every_worker_makes_equally_many_passes_of_the_teacher(model):
     rows = make_taught_rows()
     for num_workers in (1, 2, 3, 5):
-        shares = [micro_batches(rows, rank, num_workers, 2) for rank in range(num_workers)]
+        shares = [micro_batches(rows, rank, num_workers, 2, 2048) for rank in range(num_workers)]
         assert len({len(own) for own in shares}) == 1
         assert all(packed.lesson is not None for own in shares for packed in own)
         taught = sum(len(packed.lesson.taught_M) for own in shares for packed in own)
         assert taught == sum(len(row.response_tokens) for row in ROWS)
     bare = [dataclasses.replace(row, teacher_tokens=None) for row in rows]
-    assert all(packed.lesson is None for packed in micro_batches(bare, 0, 2, 2))
+    assert all(packed.lesson is None for packed in micro_batches(bare, 0, 2, 2, 2048))
 
 
 def test_gradients_are_the_same_with_checkpointed_activations_and_the_teacher_still_sees_p(model):
