@@ -115,6 +115,16 @@ def test_a_new_replica_agrees_with_an_old_one_where_the_newest_versions_are_refu
     assert set(new.status()["refused"]) == {"triage/v0004", "triage/v0005"}
 
 
+def test_no_way_back_leads_to_a_version_that_was_rolled_back(registry, table):
+    registry.publish(count=3)
+    for label in ("v0001", "v0002", "v0003"):
+        move_alias(registry.model(), "final", label)
+    rollback(registry.model(), "final")
+    registry.damage("v0002")
+    asyncio.run(table.start(0.01, 1, 1))
+    assert served(table) == {"triage/final": "triage/v0001"}, "v0003 was taken back by the operator"
+
+
 def test_a_replica_whose_only_version_is_refused_comes_up_and_says_so(registry, engine, table):
     registry.publish()
     registry.damage("v0001")
