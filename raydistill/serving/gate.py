@@ -47,6 +47,7 @@ class Gate:
         score: version, engine name, adapter -> log-probability of each probe point's token.
         unload: engine name, adapter; afterwards the engine never asks for its files again.
         merges: whether `load` merges it into the base model's weights.
+        limit_seconds: of the whole way; one that takes longer is given up, and is no refusal.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Gate:
     score: Callable[[Version, str, Any], Awaitable[list[float]]]
     unload: Callable[[str, Any], Awaitable[None]]
     merges: bool = False
+    limit_seconds: float = 300.0  # 8 GiB, the largest file, at 30 MB/s
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     async def admit(self, uri: str, label: str) -> Loaded:

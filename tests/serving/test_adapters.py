@@ -12,6 +12,7 @@ from raydistill.registry.aliases import move_alias
 from raydistill.registry.delete import delete_version
 from raydistill.registry.resolve import rollback
 from raydistill.serving.adapters import AdapterTable
+from raydistill.serving.unread import LONGEST_PAUSE
 from tests.serving.toy_engine import ToyEngine, storage_away
 
 
@@ -167,8 +168,10 @@ def test_a_new_replica_takes_the_version_before_where_the_newest_stays_unreadabl
     assert served(table) == {"triage/final": "triage/v0001"}
     assert "triage/v0002" in table.status()["unread"]
     weights.write_bytes(data)
-    asyncio.run(table.refresh())
+    for _ in range(LONGEST_PAUSE):
+        asyncio.run(table.refresh())
     assert served(table) == {"triage/final": "triage/v0002"}
+    assert table.status()["unread"] == {}
 
 
 @pytest.mark.parametrize("fault", ["answers nothing", "mount gone"])

@@ -19,6 +19,7 @@ from raydistill.registry.aliases import move_alias
 from raydistill.registry.resolve import rollback
 from raydistill.registry.versions import read_version
 from raydistill.serving.adapters import AdapterTable
+from raydistill.serving.unread import LONGEST_PAUSE
 from tests.serving.toy_engine import EngineDiedError, ToyEngine
 
 SEEDS = int(os.environ.get("RAYDISTILL_SWAP_SEEDS", "4"))  # `make soak` asks for more
@@ -141,7 +142,7 @@ async def live(registry, tmp_path, dice, weather, bad, named):
     done.set()
     await asyncio.gather(*tasks)  # raises what failed a request
     for replica in replicas:
-        for _ in range(2):
+        for _ in range(LONGEST_PAUSE + 1):  # what failed several times is left alone for so many looks at most
             await replica.table.refresh()
     return replicas
 
