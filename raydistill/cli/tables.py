@@ -149,6 +149,8 @@ def show_status(document: Document) -> None:
             table.add_row(name, "storage", Text(replica["storage_error"] + since))
         for label, reason in replica.get("unread", {}).items():
             table.add_row(name, "cannot read", Text(f"{label}: {reason}"))
+        for label, since in replica.get("loading", {}).items():
+            table.add_row(name, "loading", Text(f"{label} (since {_time(since)})"))
         reasons |= replica.get("refused", {})
     what = document.get("asleep") or f"{document['base_model']} on {len(replicas)} replicas"
     _print(table, f"{document['url']}: {what}")

@@ -51,8 +51,8 @@ def merge_statuses(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return one status for all replicas, with the replicas' own below `replicas`.
 
     `aliases` holds those that every replica serves by the same version, so that a move which is not done yet shows as
-    an alias that is missing there. `models`, `refused` and `unread` hold what any replica names, `storage_error` the
-    first.
+    an alias that is missing there. `models`, `refused`, `unread` and `loading` hold what any replica names,
+    `storage_error` the first.
 
     Args:
         statuses: of each replica that runs, as `TokenServer.status` gives it.
@@ -65,7 +65,7 @@ def merge_statuses(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
         merged["aliases"] = {
             alias: exact for alias, exact in every[0].items() if all(other.get(alias) == exact for other in every)
         }
-        for kind in ("refused", "unread"):
+        for kind in ("refused", "unread", "loading"):
             merged[kind] = dict(sorted(item for status in statuses for item in status.get(kind, {}).items()))
         merged["storage_error"] = next((s["storage_error"] for s in statuses if s.get("storage_error")), None)
     return merged | {"replicas": sorted(statuses, key=lambda status: str(status.get("replica")))}

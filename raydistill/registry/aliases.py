@@ -77,8 +77,11 @@ class Aliases:
         return standing
 
     def targets(self, alias: str) -> list[str]:
-        """Return the labels that an alias has named, the newest first, each once, without those that were deleted."""
-        named = [self.mapping.get(alias), *(move["to"] for move in reversed(self.moves(alias)))]
+        """Return the labels that an alias may mean, the newest first, each once.
+
+        The one that it names, then those that it named before; none that was deleted, or taken back by a rollback.
+        """
+        named = [self.mapping.get(alias), *(move["to"] for move in reversed(self.standing_moves(alias)))]
         deleted = self.deleted
         return [label for label in dict.fromkeys(named) if label is not None and label not in deleted]
 

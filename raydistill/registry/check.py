@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from raydistill.core.errors import VerificationError
-from raydistill.core.models import model_revision, read_model_config
+from raydistill.core.models import find_key, model_revision, read_model_config
 from raydistill.core.records import Version
 from raydistill.registry.files import CONFIG_FILE, WEIGHTS_FILE, read_header, read_tensors
 from raydistill.registry.lora_config import LoraConfig, check_lora_config, read_lora_config
@@ -14,11 +14,12 @@ from raydistill.renderers import get_renderer, load_tokenizer
 from raydistill.renderers.render import NAMES
 
 MAX_WEIGHT = 100.0  # far above training (0.13 in the tiny model's adapters, issue 2), far below what overflows
+HEAD = "lm_head"
 PREFIX = "base_model.model."  # PEFT takes no tensor without it, and says nothing
 _EMBEDDINGS = {"embed_tokens", "embed_in", "word_embeddings", "wte", "wpe"}  # matrices, but looked up, not multiplied
 
 
-def check_version(version: Version, folder: str | Path, model_dir: str, max_rank: int) -> None:
+def check_version(version: Version, folder: str | Path, model_dir: str, max_rank: int, merges: bool = False) -> None:
     """Return silently if the version may be loaded on the base model; digests are `fetch_version`'s part.
 
     Args:
@@ -26,6 +27,7 @@ def check_version(version: Version, folder: str | Path, model_dir: str, max_rank
         folder: local folder with the version's two files.
         model_dir: local folder of the base model that is being served.
         max_rank: the largest LoRA rank that the engine was started with.
+        merges: whether it is to be merged into the base model's weights.
 
     Raises:
         VerificationError: with the first reason found.
@@ -48,6 +50,8 @@ def check_version(version: Version, folder: str | Path, model_dir: str, max_rank
     config = read_lora_config(Path(folder) / CONFIG_FILE, where)
     check_lora_config(config, version, max_rank, where)
     _check_modules(version, config, Path(folder) / WEIGHTS_FILE, model_dir)
+    if merges:
+        _check_head(Path(folder) / WEIGHTS_FILE, model_dir, where)
     check_weights(Path(folder) / WEIGHTS_FILE, where)
     _check_probe(version, model_dir, where)
 
@@ -100,6 +104,16 @@ def find_modules(names: Iterable[str]) -> set[str]:
     return {name.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for name in names}
 
 
+def _check_head(path: Path, model_dir: str, where: str) -> None:
+    """Refuse an adapted head that is the embeddings' own matrix: nothing can be added to one of the two alone."""
+    tied = find_key(read_model_config(model_dir), "tie_word_embeddings")
+    if HEAD in find_modules(read_header(path)) and (tied or f"{HEAD}.weight" not in _read_shapes(model_dir)):
+        raise VerificationError(
+            f"{where} adapts {HEAD}, which is tied to the embeddings and cannot be merged. Serve it as an adapter "
+            '(adapter_mode = "lora"), or train again without it.'
+        )
+
+
 def _check_probe(version: Version, model_dir: str, where: str) -> None:
     """Refuse tokens that the base model does not have: the engine would refuse the question, not the version."""
     size = read_model_config(model_dir).get("vocab_size")
@@ -109,11 +123,17 @@ def _check_probe(version: Version, model_dir: str, where: str) -> None:
 
 
 def _base_shapes(model_dir: str) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(Path(model_dir).glob("*.safetensors")):
-        shapes |= {name: tuple(entry["shape"]) for name, entry in read_header(path).items()}
+    shapes = _read_shapes(model_dir)
     if not shapes:
         raise VerificationError(f"{model_dir} holds no .safetensors file, so no adapter can be compared with it.")
     if "model.embed_tokens.weight" in shapes:  # a tied head has no tensor of its own
-        shapes.setdefault("lm_head.weight", shapes["model.embed_tokens.weight"])
+        shapes.setdefault(f"{HEAD}.weight", shapes["model.embed_tokens.weight"])
+    return shapes
+
+
+def _read_shapes(model_dir: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors in the base model's files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(Path(model_dir).glob("*.safetensors")):
+        shapes |= {name: tuple(entry["shape"]) for name, entry in read_header(path).items()}
     return shapes

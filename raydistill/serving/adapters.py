@@ -2,8 +2,9 @@
 
 An alias means the newest version of its own history that passes every check. So a refused version leaves the one
 before serving, and a replica that starts now agrees with those that were there all along. A version that cannot be
-*read* is tried again at each poll; one that was *refused* only when an alias is moved to it once more, or its files
-have changed. The pointer moves between requests; a running request ends on the version it began with.
+*read* is tried again at the next poll, then less and less often; one that was *refused* only when an alias is moved to
+it once more, or its files have changed. The pointer moves between requests; a running request ends on the version it
+began with.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from raydistill.registry.follow import Followed, Follower
 from raydistill.registry.versions import LABEL
 from raydistill.serving.gate import Gate, Loaded
 from raydistill.serving.shelf import Shelf
+from raydistill.serving.unread import Unread
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,9 @@ class AdapterTable:
         self._follower = Follower(models_uri)
         self._followed = Followed({}, {})
         self._served: dict[Key, Loaded] = {}
-        self._unread: dict[Key, str] = {}  # (name, label) of what an alias names and cannot be read now
+        self._following: dict[Key, asyncio.Task[None]] = {}  # what is on its way now
+        self._unread: dict[Key, dict[str, Unread]] = {}  # by label, what each alias names and cannot be read now
+        self._looks = 0
         self._storage_error: tuple[OSError, str] | None = None  # what, and since when
         self._asking: tuple[float, str] | None = None  # since when, on both clocks
 
@@ -78,7 +82,7 @@ class AdapterTable:
                 error = self._storage_error[0]
                 if waited > patience_seconds or self._lasts(error):
                     raise StorageError(f"the registry could not be read for {waited:.0f} s: {error}") from error
-            elif not self._unread:
+            elif not any(self._unread.values()):
                 return
             elif waited > version_patience_seconds:
                 await self.refresh(falls_back=True)
@@ -87,7 +91,15 @@ class AdapterTable:
             await asyncio.sleep(poll_seconds)
 
     async def refresh(self, falls_back: bool = False) -> None:
-        """Follow the aliases to where they point now; storage that is away leaves everything as it was.
+        """Follow the aliases to where they point now, and return when nothing is on its way any more; see `look`."""
+        await self.look(falls_back)
+        await asyncio.gather(*self._following.values())
+        await self._evict()
+
+    async def look(self, falls_back: bool = False) -> None:
+        """Begin to follow the aliases to where they point now; storage that is away leaves everything as it was.
+
+        What is still on its way from a look before is left to it, so a load that takes long holds up no other alias.
 
         Args:
             falls_back: an alias that means no version yet takes an older one where the newest cannot be read.
@@ -104,11 +116,14 @@ class AdapterTable:
         finally:
             self._asking = None
         self._storage_error = None
-        self._unread = {}
+        self._looks += 1
         wanted = self._wanted()
-        await asyncio.gather(*(self._follow(key, falls_back) for key in sorted(wanted)))
+        for key in sorted(wanted - self._following.keys()):
+            self._following[key] = task = asyncio.create_task(self._follow(key, falls_back))
+            task.add_done_callback(lambda _, key=key: self._following.pop(key))
         for key in set(self._served) - wanted:
             metrics.set_active("/".join(key), "", self._served.pop(key).engine_name)
+            self._unread.pop(key, None)
         await self._evict()
 
     def _lasts(self, error: OSError) -> bool:
@@ -122,28 +137,38 @@ class AdapterTable:
     async def _follow(self, key: Key, falls_back: bool) -> None:
         """Let an alias mean the newest version of its history that passes."""
         name, alias = key
-        noticed, current, aliases = time.perf_counter(), self._served.get(key), self._followed.models[name]
+        current, aliases = self._served.get(key), self._followed.models[name]
+        num_moves, before, unread = len(aliases.history), self._unread.get(key, {}), {}
         targets = aliases.targets(alias)[:LOOK_BACK]
         for label in targets:
             if current is not None and current.version.label == label:
-                return
-            was_there = (name, label) in self._shelf.loaded
-            try:
-                if label == targets[0]:
-                    await self._shelf.forgive((name, label), aliases.history)
-                loaded = await self._shelf.get((name, label), len(aliases.history))
-            except RefusedError:
-                continue
-            except Exception as error:  # noqa: BLE001 - one version's trouble must not hold up the others
-                logger.warning("%s/%s cannot follow to %s now: %r", name, alias, label, error)
-                self._unread[name, label] = f"{type(error).__name__}: {error}"
-                if current is not None or not falls_back:
-                    return
-                continue
-            self._point(key, loaded)
-            parts = {} if was_there else loaded.seconds
-            metrics.observe_swap("/".join(key), loaded.engine_name, {**parts, "total": time.perf_counter() - noticed})
-            return
+                break
+            known = before.get(label)
+            if known is None or known.is_due(self._looks, num_moves):
+                try:
+                    if label == targets[0]:
+                        await self._shelf.forgive((name, label), aliases.history)
+                    await self._swap(key, label, num_moves)
+                    break
+                except RefusedError:
+                    continue
+                except Exception as error:  # noqa: BLE001 - one version's trouble must not hold up the others
+                    logger.warning("%s/%s cannot follow to %s now: %r", name, alias, label, error)
+                    failures = 1 + (known.failures if known and known.num_moves == num_moves else 0)
+                    known = Unread(f"{type(error).__name__}: {error}", self._looks, num_moves, failures)
+            unread[label] = known
+            if current is not None or not falls_back:
+                break
+        self._unread[key] = unread
+
+    async def _swap(self, key: Key, label: str, num_moves: int) -> None:
+        """Load a version, where it is not there yet, and let the alias mean it."""
+        start, place = time.perf_counter(), (key[0], label)
+        was_there = place in self._shelf.loaded
+        loaded = await self._shelf.get(place, num_moves)
+        self._point(key, loaded)
+        parts = {} if was_there else loaded.seconds
+        metrics.observe_swap("/".join(key), loaded.engine_name, {**parts, "total": time.perf_counter() - start})
 
     def _point(self, key: Key, loaded: Loaded) -> None:
         before = self._served.get(key)
@@ -198,7 +223,11 @@ class AdapterTable:
     def status(self) -> dict[str, Any]:
         """Return aliases with their exact versions, what is not served and why, and the storage's state."""
         refused = {"/".join(key): item.reason for key, item in sorted(self._shelf.refused.items())}
-        unread = {"/".join(key): reason for key, reason in sorted(self._unread.items())} | self._followed.unreadable
+        unread = {
+            f"{name}/{label}": item.reason
+            for (name, _), items in sorted(self._unread.items())
+            for label, item in items.items()
+        }
         error = None if self._storage_error is None else (str(self._storage_error[0]), self._storage_error[1])
         if error is None and self._asking is not None and time.monotonic() - self._asking[0] > SLOW_SECONDS:
             error = (f"{self._uri} does not answer", self._asking[1])
@@ -210,7 +239,8 @@ class AdapterTable:
                 for alias, label in sorted(found.mapping.items())
             },
             "refused": refused,
-            "unread": unread,
+            "unread": unread | self._followed.unreadable,
+            "loading": {"/".join(key): since for key, since in sorted(self._shelf.loading.items())},
             "load_seconds": {item.engine_name: item.seconds for item in self._shelf.loaded.values()},
             "storage_error": error[0] if error else None,
             "storage_error_since": error[1] if error else None,

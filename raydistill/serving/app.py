@@ -50,6 +50,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         "max_resident": llm_config.engine_kwargs.get("max_cpu_loras"),
         "merged_alias": config.merged_alias,
         "poll_seconds": config.poll_seconds,
+        "request_timeout_seconds": config.front.request_timeout_seconds,
     }
     return build_application(llm_config, config)
 

@@ -46,6 +46,8 @@ class Gate:
         load: engine name, folder -> adapter.
         score: version, engine name, adapter -> log-probability of each probe point's token.
         unload: engine name, adapter; afterwards the engine never asks for its files again.
+        merges: whether `load` merges it into the base model's weights.
+        limit_seconds: of the whole way; one that takes longer is given up, and is no refusal.
     """
 
     folder: Path
@@ -54,6 +56,8 @@ class Gate:
     load: Callable[[str, Path], Awaitable[Any]]
     score: Callable[[Version, str, Any], Awaitable[list[float]]]
     unload: Callable[[str, Any], Awaitable[None]]
+    merges: bool = False
+    limit_seconds: float = 300.0  # 8 GiB, the largest file, at 30 MB/s
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     async def admit(self, uri: str, label: str) -> Loaded:
@@ -75,7 +79,7 @@ class Gate:
             with _refusing("digests"):
                 folder = await asyncio.to_thread(fetch_version, uri, version, private, seconds)
             with _part("checks", seconds):
-                await asyncio.to_thread(check_version, version, folder, self.model_dir, self.max_rank)
+                await asyncio.to_thread(check_version, version, folder, self.model_dir, self.max_rank, self.merges)
             engine_name = f"{version.name}/{label}@{version.content_digest}"
             with _part("load", seconds):
                 adapter = await self.load(engine_name, folder)

@@ -66,7 +66,13 @@ class MergedServer(StudentServer):
     def _make_table(self, options: dict[str, Any], gate: Gate) -> MergedTable:
         name, alias = parse_model_path(options["merged_alias"])
         self._weights = Weights(self._llm_config.model_id, self.merge_adapter)
-        gate = dataclasses.replace(gate, load=self._weights.load, unload=self._weights.unload)
+        gate = dataclasses.replace(
+            gate,
+            load=self._weights.load,
+            unload=self._weights.unload,
+            merges=True,
+            limit_seconds=gate.limit_seconds + options["request_timeout_seconds"],  # it waits for those that run
+        )
         return MergedTable(options["models_uri"], gate, (name, alias), self._weights)
 
     async def check_health(self) -> None:

@@ -51,7 +51,7 @@ class StudentServer(TokenServer):
         while True:
             await asyncio.sleep(poll_seconds)
             try:
-                await self._table.refresh()
+                await self._table.look()
             except Exception:  # the poll must outlive any fault: the old versions go on serving
                 logger.exception("following the aliases failed; trying again in %s s", poll_seconds)
 

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from raydistill.core.errors import RefusedError
+from raydistill.core.errors import RefusedError, ServiceError
 from raydistill.core.uris import join
 from raydistill.engine import metrics
 from raydistill.registry.aliases import Move
@@ -48,7 +49,8 @@ class Shelf:
         self._max_resident = max_resident
         self.loaded: dict[Key, Loaded] = {}  # least recently used first
         self.refused: dict[Key, Refusal] = {}
-        self._loading: dict[Key, asyncio.Task[None]] = {}
+        self.loading: dict[Key, str] = {}  # since when
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
         self._evicting = asyncio.Lock()
         self._running: Counter[str] = Counter()  # requests, by engine name
@@ -66,15 +68,16 @@ class Shelf:
         Raises:
             RefusedError: it failed a check, now or before.
             NotFoundError, StorageError: it cannot be read now.
+            ServiceError: it took longer than the gate's limit.
         """
         while key not in self.loaded:  # it may have left again before this task's turn comes
             if key in self.refused:
                 raise RefusedError(self.refused[key].reason)
-            task = self._loading.get(key)
+            task = self._tasks.get(key)
             if task is None:
                 load = self._load(key, num_moves)
                 # Without the asking request's context, as a row of which the probe would be counted.
-                task = self._loading[key] = asyncio.create_task(load, context=contextvars.Context())
+                task = self._tasks[key] = asyncio.create_task(load, context=contextvars.Context())
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting
             await asyncio.shield(task)
         self.loaded[key] = found = self.loaded.pop(key)
@@ -83,10 +86,11 @@ class Shelf:
     async def _load(self, key: Key, num_moves: int) -> None:
         name, label = key
         uri, content = join(self._uri, name), ""
+        self.loading[key] = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             async with self._evicting:  # the same version may be leaving, and the engine knows it by its name
                 pass
-            async with self._loads:
+            async with self._loads, asyncio.timeout(self._gate.limit_seconds) as limit:
                 content = await asyncio.to_thread(find_content, uri, label)
                 self.loaded[key] = await self._gate.admit(uri, label)
             metrics.count_load(self.loaded[key].engine_name)
@@ -95,8 +99,12 @@ class Shelf:
             logger.error("%s/%s is refused: %s", name, label, error)
             metrics.count_refusal(f"{name}/{label}", error.check)
             raise
+        except TimeoutError:
+            if not limit.expired():  # the store's own
+                raise
+            raise ServiceError(f"{name}/{label} was not loaded within {self._gate.limit_seconds:g} s") from None
         finally:
-            del self._loading[key]
+            del self._tasks[key], self.loading[key]
 
     async def forgive(self, key: Key, history: Sequence[Move]) -> None:
         """Forget a refusal where an alias was moved to the version once more, or its files have changed."""

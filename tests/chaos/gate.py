@@ -22,6 +22,10 @@ class Gate:
         """Be away for so long: cut what is going on, and refuse what comes."""
         self.close()
         time.sleep(seconds)
+        self.open()
+
+    def open(self) -> None:
+        """Listen again, after `close`."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 

@@ -101,12 +101,14 @@ def test_nothing_is_moved_where_the_service_to_wait_for_does_not_answer(folder, 
 def test_status_tells_what_each_replica_serves_and_refused(folder, run):
     old, new = exact(folder, "v0001"), exact(folder, "v0002")
     status = make_status(new, old, refused={"triage/v0003": "holds a weight of nan"})
+    status["replicas"][1]["loading"] = {"triage/v0002": "2026-01-02T03:04:05+00:00"}
     with serve_app(Front(status, key=KEY).app) as url:
         text = run("status", "--url", url, RAYDISTILL_API_KEY=KEY)
         told = run("status", "--json", RAYDISTILL_API_KEY=KEY, RAYDISTILL_BASE_URL=url)
         refused = run("status", "--url", url, status=1, RAYDISTILL_API_KEY="tml-wrong")
     rows = [line.split() for line in text.splitlines()]
     assert ["r0", "triage/final", new] in rows and ["r1", "triage/final", old] in rows
+    assert "loading" in text and "triage/v0002 (since 2026-01-02 03:04:05" in text
     assert "base on 2 replicas" in text and "holds a weight of nan" in text
     assert told == {"url": url, **status}
     assert "RAYDISTILL_API_KEY" in refused and "tml-wrong" not in refused

@@ -11,7 +11,7 @@ from raydistill.engine.status import ask_replicas, merge_statuses
 def make_status(replica, aliases, refused=None, error=None):
     models = ["base", *aliases]
     unread = {"triage/v0009": error} if error else {}
-    told = {"aliases": aliases, "refused": refused or {}, "unread": unread, "storage_error": error}
+    told = {"aliases": aliases, "refused": refused or {}, "unread": unread, "loading": {}, "storage_error": error}
     return {"replica": replica, "base_model": "base", "models": models, **told}
 
 

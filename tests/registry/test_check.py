@@ -98,6 +98,21 @@ def test_check_refuses_a_scale_that_was_published_too_large(fetched, model_dir):
         check_version(published, folder, model_dir, max_rank=4)
 
 
+def test_check_refuses_to_merge_a_head_that_is_tied_to_the_embeddings(fetched, model_dir):
+    version, folder = fetched
+    head = {
+        "base_model.model.lm_head.lora_A.weight": torch.full((4, 128), 0.1),
+        "base_model.model.lm_head.lora_B.weight": torch.full((384, 4), 0.1),
+    }
+    change_weights(folder, lambda tensors: {**tensors, **head})
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": "all-linear"}))
+    version = dataclasses.replace(version, lora={**version.lora, "modules": 15})
+    check_version(version, folder, model_dir, max_rank=4)
+    with pytest.raises(VerificationError, match=r"adapts lm_head, which is tied .* cannot be merged"):
+        check_version(version, folder, model_dir, max_rank=4, merges=True)
+
+
 def drop_module(tensors):
     return {name: tensor for name, tensor in tensors.items() if "layers.1.self_attn.q_proj" not in name}
 

@@ -12,6 +12,7 @@ from raydistill.registry.aliases import move_alias
 from raydistill.registry.delete import delete_version
 from raydistill.registry.resolve import rollback
 from raydistill.serving.adapters import AdapterTable
+from raydistill.serving.unread import LONGEST_PAUSE
 from tests.serving.toy_engine import ToyEngine, storage_away
 
 
@@ -115,6 +116,16 @@ def test_a_new_replica_agrees_with_an_old_one_where_the_newest_versions_are_refu
     assert set(new.status()["refused"]) == {"triage/v0004", "triage/v0005"}
 
 
+def test_no_way_back_leads_to_a_version_that_was_rolled_back(registry, table):
+    registry.publish(count=3)
+    for label in ("v0001", "v0002", "v0003"):
+        move_alias(registry.model(), "final", label)
+    rollback(registry.model(), "final")
+    registry.damage("v0002")
+    asyncio.run(table.start(0.01, 1, 1))
+    assert served(table) == {"triage/final": "triage/v0001"}, "v0003 was taken back by the operator"
+
+
 def test_a_replica_whose_only_version_is_refused_comes_up_and_says_so(registry, engine, table):
     registry.publish()
     registry.damage("v0001")
@@ -176,8 +187,10 @@ def test_a_new_replica_takes_the_version_before_where_the_newest_stays_unreadabl
     assert served(table) == {"triage/final": "triage/v0001"}
     assert "triage/v0002" in table.status()["unread"]
     weights.write_bytes(data)
-    asyncio.run(table.refresh())
+    for _ in range(LONGEST_PAUSE):
+        asyncio.run(table.refresh())
     assert served(table) == {"triage/final": "triage/v0002"}
+    assert table.status()["unread"] == {}
 
 
 @pytest.mark.parametrize("fault", ["answers nothing", "mount gone"])
