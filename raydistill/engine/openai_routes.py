@@ -36,7 +36,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: str = Field("", max_length=1000)
+    model: str = Field(min_length=1, max_length=1000)
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, le=INTEGER)
     max_completion_tokens: int | None = Field(None, ge=1, le=INTEGER)

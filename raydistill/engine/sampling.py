@@ -92,7 +92,7 @@ class RetrieveFuture(_Wire):
 
 def encode_session(model: str) -> str:
     """Return a sampling session's id, which says itself what it samples: no table, any replica can answer."""
-    body = json.dumps({"model": model, "nonce": uuid.uuid4().hex[:8]}).encode()
+    body = json.dumps({"model": model, "nonce": uuid.uuid4().hex}).encode()
     return "ss_" + base64.urlsafe_b64encode(body).decode().rstrip("=")
 
 
@@ -106,7 +106,9 @@ def decode_session(session_id: str) -> str:
         text = session_id.removeprefix("ss_")
         model = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))["model"]
         model.encode()  # half a surrogate pair could not be answered
-        return model
+        if model:
+            return model
+        raise ValueError("a session_id, which samples nothing")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # anybody can forge one
         message = "unknown sampling_session_id: create a sampling session first"
         raise Refusal(404, "unknown_session", message, "sampling_session_id") from error

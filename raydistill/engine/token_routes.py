@@ -61,7 +61,9 @@ async def create_session(request: Request) -> dict[str, str]:
 async def create_sampling_session(request: Request) -> dict[str, str]:
     """Answer a sampling session of a model path or of the base model; 404 names the known ones."""
     body = read_body(sampling.CreateSamplingSession, _trace(request).body)
-    model = body.model_path or body.base_model or ""
+    model = body.model_path or body.base_model
+    if not model:  # unknown fields are ignored here: a misspelt one must not be answered by the base model
+        raise Refusal(422, "invalid_value", "give model_path or base_model: neither is there", "model_path")
     await _front(request).resolve_name(model)
     return {"sampling_session_id": sampling.encode_session(model)}
 
@@ -71,8 +73,8 @@ async def sampler(request: Request, session_id: str) -> dict[str, str]:
     """Answer what a sampling session samples, and where its tokenizer is."""
     model = sampling.decode_session(session_id)
     info = await _front(request).info()
-    answer = {"sampler_id": session_id, "base_model": sampling.client_path(info["model_dir"])}
-    return answer | ({"model_path": model} if model else {})
+    base_model = sampling.client_path(info["model_dir"])
+    return {"sampler_id": session_id, "base_model": base_model, "model_path": model}
 
 
 @router.post("/asample")

@@ -1,4 +1,4 @@
-"""What the front refuses before an engine sees it, and how; `test_bad_requests_on_engine` has the same with one."""
+"""What the front refuses before an engine sees it, and how; `test_served_requests` sends the same to one."""
 
 import asyncio
 import json

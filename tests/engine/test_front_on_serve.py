@@ -49,7 +49,7 @@ def test_serve_that_another_job_starts_at_the_same_moment_is_joined(url, monkeyp
 
 
 def ask(service, text, timeout=60.0, **fields):
-    body = {"messages": [{"role": "user", "content": text}], **fields}
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
     return httpx.post(service + CHAT, json=body, timeout=timeout)
 
 
@@ -94,7 +94,7 @@ def test_a_sample_is_answered_by_another_replica_when_its_own_dies(service, fold
 
 
 def test_the_replica_stops_when_the_client_leaves(service, folder):
-    body = {"messages": [{"role": "user", "content": "slow 20 left-stream"}], "stream": True}
+    body = {"model": "m", "messages": [{"role": "user", "content": "slow 20 left-stream"}], "stream": True}
     with httpx.stream("POST", service + CHAT, json=body, timeout=60) as answer:
         next(answer.iter_lines())
     with pytest.raises(httpx.ReadTimeout):
@@ -110,7 +110,7 @@ def test_the_replica_stops_when_the_client_leaves(service, folder):
 
 
 def test_the_servers_time_holds_whatever_a_client_asks_of_the_proxy(service, folder):
-    body = {"messages": [{"role": "user", "content": "slow 30 late"}]}
+    body = {"model": "m", "messages": [{"role": "user", "content": "slow 30 late"}]}
     headers = {"x-request-timeout-seconds": "100", "x-request-disconnect-disabled": "?1"}
     asked = time.monotonic()
     check(httpx.post(service + CHAT, json=body, headers=headers, timeout=60), 504, "timeout", None)
