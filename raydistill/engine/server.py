@@ -211,6 +211,8 @@ class TokenServer(LLMServer):
                     return await self.generate_with(row, name, adapter)
         except EngineDeadError:
             raise _engine_lost() from None
+        except EngineLostError:  # a ServiceError too; it came while the row's version was being loaded
+            raise
         except (VLLMClientError, ValueError, TypeError, LookupError, RuntimeError) as error:
             message = f"{type(error).__name__}: {error}"
             codes = {NotFoundError: "unknown_model", VLLMClientError: "refused", ServiceError: "unavailable"}

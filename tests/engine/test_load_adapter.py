@@ -1,4 +1,4 @@
-"""What the engine says of an adapter that it does not load: a refusal, or the end of the engine."""
+"""What is said of an adapter that the engine does not load: a refusal, or the end of the engine."""
 
 import asyncio
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from raydistill.core.errors import EngineLostError, VerificationError
+from raydistill.core.errors import EngineLostError, ServiceError, VerificationError
+from raydistill.core.records import TokenRequest
 from raydistill.engine.server import TokenServer
 
 
@@ -20,3 +21,23 @@ def test_an_engine_that_dies_while_it_loads_has_refused_nothing(errored: bool, e
     server: Any = SimpleNamespace(engine=SimpleNamespace(_oai_models=models), _client=SimpleNamespace(errored=errored))
     with pytest.raises(expected):
         asyncio.run(TokenServer.load_adapter(server, "triage/v0001@1", Path("nowhere")))
+
+
+@pytest.mark.parametrize(("failure", "code"), [(ServiceError, "unavailable"), (EngineLostError, None)])
+def test_a_row_whose_engine_dies_while_its_version_is_loaded_is_lost_and_not_unavailable(
+    failure: type[Exception], code: str | None
+):
+    class Loading(TokenServer):
+        async def resolve(self, model: str) -> tuple[str, Any]:
+            raise failure(f"{model} is not there")
+
+        def __del__(self) -> None:  # LLMServer's is a coroutine, for Serve
+            pass
+
+    server: Any = object.__new__(Loading)
+    rows = [TokenRequest(tokens=[1], model="triage/v0001")]
+    if code is None:
+        with pytest.raises(failure):
+            asyncio.run(server.generate(rows))
+    else:
+        assert asyncio.run(server.generate(rows))[0].error_code == code
