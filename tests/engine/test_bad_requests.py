@@ -12,9 +12,9 @@ from tests.engine.bad_requests import CHAT, CHATS, JSON, RAW, chat, check, sampl
 from tests.engine.fake_engine import FakeEngine, make_front
 
 TOO_LONG = (  # as vllm says it
-    "This model's maximum context length is 384 tokens. However, you requested 16 output tokens and your prompt contains "
-    "at least 369 input tokens, for a total of at least 385 tokens. Please reduce the length of the input prompt or the "
-    "number of requested output tokens. (parameter=input_tokens, value=369)"
+    "This model's maximum context length is 384 tokens. However, you requested 16 output tokens and your prompt "
+    "contains at least 369 input tokens, for a total of at least 385 tokens. Please reduce the length of the input "
+    "prompt or the number of requested output tokens. (parameter=input_tokens, value=369)"
 )
 BY_FRONT = [case for case in CHATS if case[1] != 404]  # the engine's replica resolves a chat's model
 
