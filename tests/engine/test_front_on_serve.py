@@ -119,6 +119,21 @@ def test_the_servers_time_holds_whatever_a_client_asks_of_the_proxy(service, fol
     assert ending(folder, "late") == "cancelled"
 
 
+def test_what_finds_the_only_engine_gone_is_answered_when_serve_has_replaced_it(url, folder):
+    service = url + stand_in.start("lonely", folder, num_replicas=1)
+    try:
+        for stream in (False, True):
+            answer = ask(service, f"broken lonely{stream}", stream=stream)
+            assert answer.status_code == 200 and "error" not in answer.text, (stream, answer.text)
+        path, body = sample(SESSION, prompt={"chunks": [{"type": "encoded_text", "tokens": [4, 104]}]}, seq_id=4)
+        request_id = httpx.post(service + path, json=body, timeout=60).json()["request_id"]
+        answer = httpx.post(f"{service}/api/v1/retrieve_future", json={"request_id": request_id}, timeout=60)
+        assert answer.headers["content-type"] == "application/x-protobuf", answer.text
+        assert all(ending(folder, name) for name in ("lonelyFalse", "lonelyTrue", "104")), "each found it gone"
+    finally:
+        stop_application("lonely")
+
+
 def test_a_replica_waits_longer_for_its_requests_than_one_may_take(service):
     from ray.serve.context import _get_global_client
 
