@@ -66,6 +66,10 @@ class EngineLostError(ServiceError):
     """A replica's engine is gone: the request was not answered, and another replica can answer it."""
 
 
+class EngineGoneError(EngineLostError):
+    """It was gone before the request came, which therefore has no part in that."""
+
+
 class TrainingError(RaydistillError, RuntimeError):
     """Training cannot go on: a NaN loss, too few rows, an unusable checkpoint."""
 

@@ -1,4 +1,4 @@
-"""How the front asks the engine: so many rows at once, within a time, and once again where a replica died."""
+"""How the front asks the engine: so many rows at once, within a time, and again where a replica died."""
 
 import asyncio
 import contextlib
@@ -11,16 +11,17 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from raydistill.core.errors import EngineLostError, NotFoundError, ServiceError
+from raydistill.core.errors import EngineGoneError, EngineLostError, NotFoundError, ServiceError
 from raydistill.core.records import TokenRequest, TokenResult
 from raydistill.engine import metrics
 from raydistill.engine.refusals import overloaded, replica_lost, timed_out, unavailable, unknown_model
-from raydistill.engine.routing import AFTER
+from raydistill.engine.routing import AFTER, router_id
 
 logger = logging.getLogger(__name__)
 
 LOST = (RayActorError, EngineLostError, DeploymentUnavailableError)  # the replica is gone, or its engine
-TRIES = 2  # a request whose replica died before the first token is asked once more, at another where there is one
+TRIES = 2  # replicas that may die under one request, before its first token
+PAUSE_SECONDS = 0.5  # between two looks for an engine that is not gone; Serve takes seconds to replace one
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Front:
             self.rows -= rows
             metrics.set_waiting(self.rows)
 
-    async def info(self) -> dict[str, Any]:
+    async def info(self, deadline: float) -> dict[str, Any]:
         """Return what never changes of the engine: see `TokenServer.info`.
 
         Raises:
@@ -83,33 +84,33 @@ class Front:
         info = self._info
         if info is None:
             with self.admit(1):  # who waits for the first replica takes a place too
-                info = self._info = await self.call("info")
+                info = self._info = await self.call("info", deadline)
         return info
 
-    async def resolve_name(self, model: str) -> str:
+    async def resolve_name(self, model: str, deadline: float) -> str:
         """Return the exact name of the model that would answer now.
 
         Raises:
-            Refusal: 404, naming what is served; 503, it cannot be read now.
+            Refusal: 404, naming what is served; 429, or 503, it cannot be read now.
         """
-        return await self.call("resolve_name", model)
+        with self.admit(1):
+            return await self.call("resolve_name", deadline, model)
 
-    async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
+    async def generate(self, rows: list[TokenRequest], deadline: float) -> list[TokenResult]:
         """Return one result for each row."""
-        return await self.call("generate", rows)
+        return await self.call("generate", deadline, rows)
 
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """Return what a replica answers; a call whose replica died is made once more.
+    async def call(self, method: str, deadline: float, *arguments: Any) -> Any:
+        """Return what a replica answers; for a call whose replica died see `_Losses`.
 
         A call that is given up, since its time is over or its client left, is given up at the replica too.
 
         Raises:
             Refusal: 404, 503 or 504.
         """
-        deadline = asyncio.get_running_loop().time() + self.limits.timeout_seconds
-        hint: dict[str, str] = {}
-        for attempt in range(1, TRIES + 1):
-            response = getattr(self.engine, method).remote(*arguments, **hint)
+        losses = _Losses(method, deadline)
+        while True:
+            response = getattr(self.engine, method).remote(*arguments, **losses.hint)
             try:
                 async with asyncio.timeout_at(deadline):
                     return await response
@@ -122,27 +123,23 @@ class Front:
                 response.cancel()
                 raise
             except LOST as error:
-                if attempt == TRIES:
-                    raise replica_lost() from error
-                hint = {AFTER: response.request_id}
-                metrics.count_retry(method)
+                await losses.meet(error, response)
             except ServiceError as error:  # a version that is known and cannot be read now
                 logger.warning("%s cannot be answered now: %s", method, _own_words(error))
                 raise unavailable() from error
-        raise AssertionError("the last try either returns or raises")
 
-    async def stream_chat(self, fields: dict[str, Any]) -> AsyncIterator[Any]:
+    async def stream_chat(self, fields: dict[str, Any], deadline: float) -> AsyncIterator[Any]:
         """Yield the parts of a chat's answer; see `TokenServer.answer_chat`.
 
-        A chat whose replica died before the first part is asked once more; later the parts cannot be taken back.
+        A chat whose replica died before the first part is asked again as in `call`; later the parts cannot be taken
+        back.
 
         Raises:
             Refusal: 503 or 504.
         """
-        deadline = asyncio.get_running_loop().time() + self.limits.timeout_seconds
-        hint: dict[str, str] = {}
-        for attempt in range(1, TRIES + 1):
-            parts: Any = self._chat.remote(fields, **hint)
+        losses = _Losses("chat", deadline)
+        while True:
+            parts: Any = self._chat.remote(fields, **losses.hint)
             has_begun = is_over = False
             try:
                 while True:
@@ -157,13 +154,47 @@ class Front:
                 raise timed_out(self.limits.timeout_seconds) from error
             except LOST as error:
                 is_over = True
-                if has_begun or attempt == TRIES:
+                if has_begun:
                     raise replica_lost() from error
-                hint = {AFTER: parts.request_id}
-                metrics.count_retry("chat")
+                await losses.meet(error, parts)
             finally:
                 if not is_over:
                     parts.cancel()
+
+
+class _Losses:
+    """What one request has met of dead replicas, and whether it is asked again.
+
+    A request under which a replica died is asked once more, at another one where there is one: it may be what kills
+    them. One that came to an engine which was gone already has done nothing: it is asked until it finds another, which
+    with a single replica is when Serve has replaced it.
+
+    Attributes:
+        hint: for the router, with the next try.
+    """
+
+    def __init__(self, route: str, deadline: float) -> None:
+        """Take the route, to count tries by, and the request's last moment, by the loop's clock."""
+        self.hint: dict[str, str] = {}
+        self._route = route
+        self._deadline = deadline
+        self._deaths = self._gone = 0
+
+    async def meet(self, error: Exception, response: Any) -> None:
+        """Return when the request is to be asked again.
+
+        Raises:
+            Refusal: 503, it is not.
+        """
+        is_gone = isinstance(error, EngineGoneError)
+        self._gone += is_gone
+        self._deaths += not is_gone
+        pause_seconds = PAUSE_SECONDS if is_gone and self._gone > 1 else 0
+        if self._deaths == TRIES or asyncio.get_running_loop().time() + pause_seconds > self._deadline:
+            raise replica_lost() from error
+        await asyncio.sleep(pause_seconds)
+        self.hint = {AFTER: router_id(response)}
+        metrics.count_retry(self._route)
 
 
 def _own_words(error: Exception) -> str:

@@ -3,6 +3,7 @@
 One plain ASGI layer, so that a body is counted while it comes in and a stream passes through untouched.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -38,9 +39,10 @@ _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 @dataclass
 class Trace:
-    """What is known of one request, for its log line and its counters."""
+    """What is known of one request: its last moment, by the loop's clock, and what its log line and counters say."""
 
     request_id: str
+    deadline: float
     body: Any = None
     code: str = ""
     model: str = ""
@@ -50,11 +52,12 @@ class Trace:
 class Guard:
     """The ASGI layer around the application."""
 
-    def __init__(self, app: ASGIApp, key_hash: str | None, max_body_bytes: int) -> None:
-        """Take the application, the key's hash (None: no key) and the longest body."""
+    def __init__(self, app: ASGIApp, key_hash: str | None, max_body_bytes: int, timeout_seconds: float) -> None:
+        """Take the application, the key's hash (None: no key), the longest body, and the time from arrival on."""
         self._app = app
         self._key_hash = key_hash
         self._max_body_bytes = max_body_bytes
+        self._timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it in our form; say in one line and one counter how it ended."""
@@ -64,7 +67,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        trace = Trace(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
+        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+        trace = Trace(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex, deadline)
         scope[TRACE] = trace
         start, status = time.perf_counter(), 0
 
@@ -80,7 +84,7 @@ class Guard:
             try:
                 self._check_head(scope)
                 scope["headers"] = [item for item in scope["headers"] if _normal(item[0]) not in DROPPED_HEADERS]
-                trace.body = await self._read_json(scope, receive)
+                trace.body = await self._read_in_time(scope, receive, deadline)
                 await self._app(scope, receive, send_and_note)
             except Refusal as refusal:
                 await self._refuse(refusal, trace, bool(status), (scope, receive, send_and_note))
@@ -126,6 +130,14 @@ class Guard:
     def _too_large(self) -> NoReturn:
         message = f"the body is longer than {self._max_body_bytes} bytes"
         raise Refusal(413, "body_too_large", message, headers={"Connection": "close"})
+
+    async def _read_in_time(self, scope: Scope, receive: Receive, deadline: float) -> Any:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._read_json(scope, receive)
+        except TimeoutError as error:  # a client that stops in the middle would hold its place for ever
+            message = f"the body was not complete within {self._timeout_seconds:g} s, the server's limit"
+            raise Refusal(408, "body_timeout", message, headers={"Connection": "close"}) from error
 
     async def _read_json(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON value of a POST's body, {} of an empty one; None of other methods, whose body is left."""

@@ -22,6 +22,7 @@ from raydistill.engine.sampling import Futures
 from raydistill.engine.status import describe_application
 
 MAX_IN_FLIGHT = 4000  # long polls occupy slots; with Serve's default of 5 they starve everything else
+MAX_QUEUED = 4000  # in Serve's proxy, when all of these are taken; then 429, of which a client backs off, and not 503
 
 
 def check_front(has_key: bool) -> None:
@@ -64,11 +65,14 @@ def make_app(front: Front) -> FastAPI:
     app.include_router(openai_routes.router)
     app.include_router(token_routes.router)
     app.add_exception_handler(HTTPException, _refuse_route)
-    app.add_middleware(Guard, key_hash=front.limits.key_hash, max_body_bytes=front.limits.max_body_bytes)
-    if front.limits.cors_origins:
+    limits = front.limits
+    app.add_middleware(
+        Guard, key_hash=limits.key_hash, max_body_bytes=limits.max_body_bytes, timeout_seconds=limits.timeout_seconds
+    )
+    if limits.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(front.limits.cors_origins),
+            allow_origins=list(limits.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
             expose_headers=[MODEL_HEADER, "x-request-id", "retry-after"],
@@ -118,6 +122,8 @@ def make_ingress(engine: Any, key: str | None, config: EngineConfig) -> serve.Ap
         name="ingress",
         num_replicas=1,
         max_ongoing_requests=MAX_IN_FLIGHT,
+        max_queued_requests=MAX_QUEUED,
+        backpressure_config={"status_code": 429, "retry_after_s": front.retry_after_seconds},
         graceful_shutdown_timeout_s=config.drain_seconds,
         ray_actor_options={"num_cpus": 1},
         logging_config={"encoding": "JSON", "enable_access_log": False},  # the guard's line says more

@@ -12,6 +12,7 @@ from raydistill.core.prompts import message_faults
 from raydistill.engine.front import Front
 from raydistill.engine.guards import TRACE, Trace
 from raydistill.engine.refusals import Refusal, from_engine, read_body
+from raydistill.engine.status import describe_application
 
 MODEL_HEADER = "x-raydistill-model"
 MAX_CHOICES = 16
@@ -36,7 +37,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: str = Field("", max_length=1000)
+    model: str = Field(min_length=1, max_length=1000)
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, le=INTEGER)
     max_completion_tokens: int | None = Field(None, ge=1, le=INTEGER)
@@ -96,8 +97,8 @@ def _front(request: Request) -> Front:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """Answer the names that the OpenAI route takes."""
-    names = (await _front(request).call("status"))["models"]
+    """Answer the names that the OpenAI route takes; none while the engine sleeps, which this does not wake."""
+    names = (await describe_application(_front(request)))["models"]
     data = [{"id": name, "object": "model", "owned_by": "raydistill"} for name in names]
     return JSONResponse({"object": "list", "data": data})
 
@@ -108,12 +109,14 @@ async def chat(request: Request) -> Response:
     front, trace = _front(request), request.scope[TRACE]
     body = read_body(ChatRequest, trace.body)
     trace.model = body.model[:200]
-    length = (await front.info())["max_model_len"]
+    if body.n > front.limits.max_rows:
+        raise Refusal(422, "invalid_value", f"n: this service takes {front.limits.max_rows} at once", "n")
+    length = (await front.info(trace.deadline))["max_model_len"]
     for name in ("max_tokens", "max_completion_tokens"):
         if (getattr(body, name) or 0) > length:
             raise Refusal(422, "invalid_value", f"{name}: the model takes {length} tokens in all", name)
     fields = body.model_dump(exclude_none=True, exclude={"user"}) | {"request_id": trace.request_id}
-    parts: Any = _admitted(front, body.n, fields)
+    parts: Any = _admitted(front, body.n, fields, trace.deadline)
     try:
         first = await anext(parts)
     except StopAsyncIteration as error:
@@ -132,10 +135,10 @@ def _version_of(event: str) -> str:
     return json.loads(event.partition("\n\n")[0].removeprefix("data: "))["model"]
 
 
-async def _admitted(front: Front, rows: int, fields: dict[str, Any]) -> Any:
+async def _admitted(front: Front, rows: int, fields: dict[str, Any], deadline: float) -> Any:
     """Yield the parts of an answer, holding its places until the last one."""
     with front.admit(rows):
-        parts: Any = front.stream_chat(fields)
+        parts: Any = front.stream_chat(fields, deadline)
         try:
             async for part in parts:
                 yield part

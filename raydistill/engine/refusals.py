@@ -1,7 +1,7 @@
 """The one form of an error over HTTP: `{"error": {"code", "field", "message"}}`, which OpenAI clients understand too.
 
-A message is always our own sentence, or the engine's about a request's parameters; never an exception's text, which
-may hold a path or the request itself.
+A message is always our own sentence, or the engine's about a request's length; never an exception's text, which may
+hold a path or the request itself.
 """
 
 import json
@@ -19,7 +19,9 @@ logger = logging.getLogger("ray.serve.raydistill")  # below Serve's own: its han
 
 MAX_MESSAGE_CHARS = 500
 _BRANCH = re.compile(r"str|int|list\[.*\]")  # pydantic's word for one of several types that a field may have
-_PATH = re.compile(r"(?:^|[\s'\"(=])~?/[\w.-]+/")
+# What the engine says of a request that is too long, in its own words and numbers. All else of its refusals may be any
+# exception's text: vllm makes a 400 of every ValueError, TypeError and error of a template.
+_TOO_LONG = re.compile(r"This model's maximum context length is \d+ tokens\b[\w ,.'()=-]*", re.ASCII)
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -103,8 +105,8 @@ def from_engine(status: int, message: str, field: str | None = None) -> Refusal:
     """Return the refusal of a request that the engine itself did not take.
 
     Args:
-        status: that the engine gave it: 4xx is the request's fault, and then the engine's words are about it.
-        message: the engine's; not shown where it is no client's fault, or names a path.
+        status: that the engine gave it: 4xx is the request's fault.
+        message: the engine's; shown where it says that the request is too long, or names what is served (404).
         field: of the request, where the engine names one.
     """
     if status == 404:
@@ -115,9 +117,9 @@ def from_engine(status: int, message: str, field: str | None = None) -> Refusal:
     if not 400 <= status < 500:
         logger.error("the engine failed on a request: %s", message)
         return internal()
-    if _PATH.search(message):
+    if not _TOO_LONG.fullmatch(message):
         logger.warning("the engine refused a request: %s", message)
-        message = "the engine refused these parameters; the server's log says why"
+        message = "the engine refused this request; the server's log says why"
     return Refusal(status, "refused_by_engine", message, field)
 
 

@@ -46,9 +46,17 @@ class ElsewhereRouter(LocalityMixin, RequestRouter):
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Remember which replica took a request."""
-        self._replica_of[pending_request.metadata.request_id] = replica_id
+        self._replica_of[pending_request.metadata.internal_request_id] = replica_id
         if len(self._replica_of) > self.max_known:
             del self._replica_of[next(iter(self._replica_of))]
+
+
+def router_id(response: Any) -> str:
+    """Return the id by which the router knows a call of a handle, for AFTER.
+
+    It is one that Serve makes: what `response.request_id` says is the client's, where that has sent an x-request-id.
+    """
+    return response._request_metadata.internal_request_id
 
 
 def _without(ids: Iterable[ReplicaID], failed: ReplicaID | None) -> set[ReplicaID]:

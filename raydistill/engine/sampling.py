@@ -21,6 +21,7 @@ from raydistill.engine.refusals import Refusal, internal
 logger = logging.getLogger("ray.serve.raydistill")
 
 KEEP_SECONDS = 300  # a reply may get lost, so a result stays readable after it was read
+TOKEN_BYTES, RESULT_BYTES = 100, 2000  # of a result: an int, a float and their places in two lists; what is around them
 HOLD_SECONDS = 25  # a long poll ends before the client's 45 s
 MAX_STOPS = 64
 _Token = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # in the vocabulary or not is for `sample_faults` to say
@@ -92,7 +93,7 @@ class RetrieveFuture(_Wire):
 
 def encode_session(model: str) -> str:
     """Return a sampling session's id, which says itself what it samples: no table, any replica can answer."""
-    body = json.dumps({"model": model, "nonce": uuid.uuid4().hex[:8]}).encode()
+    body = json.dumps({"model": model, "nonce": uuid.uuid4().hex}).encode()
     return "ss_" + base64.urlsafe_b64encode(body).decode().rstrip("=")
 
 
@@ -106,7 +107,9 @@ def decode_session(session_id: str) -> str:
         text = session_id.removeprefix("ss_")
         model = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))["model"]
         model.encode()  # half a surrogate pair could not be answered
-        return model
+        if model:
+            return model
+        raise ValueError("a session_id, which samples nothing")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # anybody can forge one
         message = "unknown sampling_session_id: create a sampling session first"
         raise Refusal(404, "unknown_session", message, "sampling_session_id") from error
@@ -172,14 +175,24 @@ def make_rows(sample: Sample, model: str, max_model_len: int) -> list[TokenReque
 
 
 class Futures:
-    """Requests in flight and their results, kept for a while so that a lost reply can be asked again."""
+    """Requests in flight and their results, kept for a while so that a lost reply can be asked again.
+
+    Attributes:
+        max_bytes: of all results together; beyond it those go that were read longest ago, then the oldest.
+    """
+
+    max_bytes = 256 * 2**20
 
     def __init__(self, front: Front) -> None:
         """Take who asks the engine."""
         self._front = front
-        self._tasks: dict[str, tuple[float, asyncio.Task[list[TokenResult]]]] = {}
+        self._tasks: dict[str, asyncio.Task[list[TokenResult]]] = {}
+        # Of those that have ended, when they were last read or when they ended; the earliest first.
+        self._read: dict[str, float] = {}
+        self._unread: dict[str, float] = {}
+        self._held_bytes = 0
 
-    def submit(self, request_id: str, rows: list[TokenRequest]) -> None:
+    def submit(self, request_id: str, rows: list[TokenRequest], deadline: float) -> None:
         """Start a request; the same id again is the same request.
 
         Raises:
@@ -190,25 +203,26 @@ class Futures:
             return
         places = contextlib.ExitStack()
         places.enter_context(self._front.admit(len(rows)))
-        task = asyncio.ensure_future(self._front.generate(rows))
+        task = asyncio.ensure_future(self._front.generate(rows, deadline))
         task.add_done_callback(lambda _: places.close())
-        self._tasks[request_id] = (time.monotonic(), task)
+        task.add_done_callback(lambda _: self._end(request_id, task))
+        self._tasks[request_id] = task
 
     async def wait(self, request_id: str) -> tuple[Literal["done", "pending", "lost"], list[TokenResult] | Refusal]:
         """Return the results or why there are none; "pending" after a long poll, "lost" where it is not known."""
-        entry = self._tasks.get(request_id)
-        if entry is None:
+        task = self._tasks.get(request_id)
+        if task is None:
             return "lost", []
-        done, _ = await asyncio.wait([entry[1]], timeout=HOLD_SECONDS)
+        done, _ = await asyncio.wait([task], timeout=HOLD_SECONDS)
         if not done:
             return "pending", []
-        error = asyncio.CancelledError() if entry[1].cancelled() else entry[1].exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if isinstance(error, asyncio.CancelledError) or (isinstance(error, Refusal) and error.code == "replica_lost"):
-            self._tasks.pop(request_id, None)
+            self._forget(request_id)
             return "lost", []  # the engine or its replica is gone: the client submits again
-        self._tasks[request_id] = (time.monotonic(), entry[1])
+        self._note_read(request_id)
         if error is None:
-            return "done", entry[1].result()
+            return "done", task.result()
         if isinstance(error, Refusal):
             return "done", error
         logger.error("request %s failed", request_id, exc_info=error)
@@ -216,14 +230,40 @@ class Futures:
 
     def cancel(self, request_id: str) -> None:
         """Stop a request whose caller has gone."""
-        entry = self._tasks.pop(request_id, None)
-        if entry is not None:
-            entry[1].cancel()
+        task = self._forget(request_id)
+        if task is not None:
+            task.cancel()
+
+    def _end(self, request_id: str, task: asyncio.Task[list[TokenResult]]) -> None:
+        if self._tasks.get(request_id) is task:
+            self._unread[request_id] = time.monotonic()
+            self._held_bytes += _size_bytes(task)
+            self._evict()
+
+    def _note_read(self, request_id: str) -> None:
+        known = [kept.pop(request_id) for kept in (self._read, self._unread) if request_id in kept]
+        if known:
+            self._read[request_id] = time.monotonic()
+
+    def _forget(self, request_id: str) -> asyncio.Task[list[TokenResult]] | None:
+        task = self._tasks.pop(request_id, None)
+        for kept in (self._read, self._unread):
+            if task is not None and kept.pop(request_id, None) is not None:
+                self._held_bytes -= _size_bytes(task)
+        return task
 
     def _evict(self) -> None:
+        """Forget what nobody has asked for in a while, and what is too much."""
         oldest = time.monotonic() - KEEP_SECONDS
-        for request_id in [key for key, (seen, task) in self._tasks.items() if task.done() and seen < oldest]:
-            del self._tasks[request_id]
+        for kept in (self._read, self._unread):
+            while kept and (self._held_bytes > self.max_bytes or next(iter(kept.values())) < oldest):
+                self._forget(next(iter(kept)))
+
+
+def _size_bytes(task: asyncio.Task[list[TokenResult]]) -> int:
+    """Return about how much memory a request that has ended takes."""
+    results = [] if task.cancelled() or task.exception() is not None else task.result()
+    return RESULT_BYTES * max(1, len(results)) + sum(TOKEN_BYTES * len(result.tokens) for result in results)
 
 
 def client_path(model_dir: str) -> str:

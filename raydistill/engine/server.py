@@ -19,7 +19,7 @@ from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadL
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from raydistill.core.errors import EngineLostError, NotFoundError, ServiceError, VerificationError
+from raydistill.core.errors import EngineGoneError, EngineLostError, NotFoundError, ServiceError, VerificationError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.engine import counting
 from raydistill.engine.args import find_model_here
@@ -64,6 +64,7 @@ class TokenServer(LLMServer):
         Raises:
             EngineLostError: the engine is gone; the replica will be replaced, ask again.
         """
+        self._check_engine()
         return list(await asyncio.gather(*(self._generate_row(row) for row in rows)))
 
     async def answer_chat(
@@ -78,6 +79,7 @@ class TokenServer(LLMServer):
         Raises:
             EngineLostError: the engine is gone; the replica will be replaced, ask again.
         """
+        self._check_engine()
         # The engine knows requests by their id, and two clients may choose the same one.
         fields["request_id"] = f"{fields.get('request_id', 'chat')}-{uuid.uuid4().hex[:8]}"
         try:
@@ -136,6 +138,7 @@ class TokenServer(LLMServer):
 
     async def resolve_name(self, model: str, after: str | None = None) -> str:
         """Return the exact name of the model that would answer now; see `resolve`."""
+        self._check_engine()
         return (await self.resolve(model))[0]
 
     def known_models(self) -> list[str]:
@@ -198,6 +201,11 @@ class TokenServer(LLMServer):
         models = engine._oai_models
         models.base_model_paths[:] = [BaseModelPath(name=name, model_path=self._client.model_config.model)]
 
+    def _check_engine(self) -> None:
+        """Raise EngineGoneError where the engine is gone, as it is until Serve has replaced the replica."""
+        if self._client.errored:
+            raise EngineGoneError("the engine is gone already. Ask again: the replica will be replaced.")
+
     @property
     def _client(self) -> Any:
         engine: Any = self.engine
@@ -211,6 +219,8 @@ class TokenServer(LLMServer):
                     return await self.generate_with(row, name, adapter)
         except EngineDeadError:
             raise _engine_lost() from None
+        except EngineLostError:  # a ServiceError too; it came while the row's version was being loaded
+            raise
         except (VLLMClientError, ValueError, TypeError, LookupError, RuntimeError) as error:
             message = f"{type(error).__name__}: {error}"
             codes = {NotFoundError: "unknown_model", VLLMClientError: "refused", ServiceError: "unavailable"}

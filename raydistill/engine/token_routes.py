@@ -12,6 +12,7 @@ from raydistill.engine.front import Front
 from raydistill.engine.guards import TRACE, Trace
 from raydistill.engine.openai_routes import MODEL_HEADER
 from raydistill.engine.refusals import Refusal, from_engine, read_body
+from raydistill.engine.status import describe_application
 from raydistill.types import SampledSequence
 
 MAX_IN_FLIGHT_OF_A_CLIENT = 256  # samples; the SDK's own default of 2000 would hold as many connections
@@ -61,8 +62,10 @@ async def create_session(request: Request) -> dict[str, str]:
 async def create_sampling_session(request: Request) -> dict[str, str]:
     """Answer a sampling session of a model path or of the base model; 404 names the known ones."""
     body = read_body(sampling.CreateSamplingSession, _trace(request).body)
-    model = body.model_path or body.base_model or ""
-    await _front(request).resolve_name(model)
+    model = body.model_path or body.base_model
+    if not model:  # unknown fields are ignored here: a misspelt one must not be answered by the base model
+        raise Refusal(422, "invalid_value", "give model_path or base_model: neither is there", "model_path")
+    await _front(request).resolve_name(model, _trace(request).deadline)
     return {"sampling_session_id": sampling.encode_session(model)}
 
 
@@ -70,9 +73,9 @@ async def create_sampling_session(request: Request) -> dict[str, str]:
 async def sampler(request: Request, session_id: str) -> dict[str, str]:
     """Answer what a sampling session samples, and where its tokenizer is."""
     model = sampling.decode_session(session_id)
-    info = await _front(request).info()
-    answer = {"sampler_id": session_id, "base_model": sampling.client_path(info["model_dir"])}
-    return answer | ({"model_path": model} if model else {})
+    info = await _front(request).info(_trace(request).deadline)
+    base_model = sampling.client_path(info["model_dir"])
+    return {"sampler_id": session_id, "base_model": base_model, "model_path": model}
 
 
 @router.post("/asample")
@@ -85,12 +88,12 @@ async def asample(request: Request) -> Response:
     body = read_body(sampling.Sample, trace.body)
     model = sampling.decode_session(body.sampling_session_id)
     trace.model = model[:200]
-    info = await front.info()
+    info = await front.info(trace.deadline)
     faults = sampling.sample_faults(body, info["vocab_size"], info["max_model_len"], front.limits.max_rows)
     if faults:
         raise Refusal(400, "invalid_value", "; ".join(f"{name}: {text}" for name, text in faults), faults[0][0])
     request_id = f"{body.sampling_session_id}:{body.seq_id}"
-    _futures(request).submit(request_id, sampling.make_rows(body, model, info["max_model_len"]))
+    _futures(request).submit(request_id, sampling.make_rows(body, model, info["max_model_len"]), trace.deadline)
     ids = [f"{request_id}:{index}" for index in range(body.num_samples)]
     return JSONResponse({"request_id": request_id, "sample_sequence_ids": ids})
 
@@ -160,6 +163,6 @@ async def finish_session(session_id: str) -> None:
 async def capabilities(request: Request) -> dict[str, Any]:
     """Answer the models that can be sampled."""
     front = _front(request)
-    info, status = await front.info(), await front.call("status")
-    length = info["max_model_len"]
-    return {"supported_models": [{"model_name": name, "max_context_length": length} for name in status["models"]]}
+    models = (await describe_application(front))["models"]
+    length = (await front.info(_trace(request).deadline))["max_model_len"] if models else None  # it may sleep
+    return {"supported_models": [{"model_name": name, "max_context_length": length} for name in models]}

@@ -13,7 +13,7 @@ from ray.serve.schema import ReplicaState
 
 from raydistill.core.errors import ServiceError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
-from raydistill.engine.routing import AFTER
+from raydistill.engine.routing import AFTER, router_id
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 8.0
@@ -135,8 +135,8 @@ class Attempts:
             except (RayError, RayServeException) as failure:
                 reason = describe_failure(failure)
             else:
-                return [_check(result, response.request_id) for result in results]
-            return [_Failure(reason, response.request_id)] * len(requests)
+                return [_check(result, router_id(response)) for result in results]
+            return [_Failure(reason, router_id(response))] * len(requests)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
 SAMPLE = "/api/v1/asample"
+CREATE = "/api/v1/create_sampling_session"
 HUGE = 10**30
 JSON = {"content-type": "application/json"}
 
@@ -15,7 +16,8 @@ def forge(text):
 
 
 # Sessions that nobody was given; the last two are no text and deeper than a parser goes.
-FORGED = ["ss_nonsense", forge('{"model": 7}'), forge('["model"]'), forge(r'{"model": "\ud800"}'), forge("[" * 1490)]
+FORGED = ["ss_nonsense", forge('{"model": 7}'), forge('["model"]'), forge('{"model": ""}')]
+FORGED += [forge(r'{"model": "\ud800"}'), forge("[" * 1490)]
 
 
 def chat(**fields):
@@ -94,7 +96,11 @@ CHATS = [
     (chat(model="tinny", stream=True), 404, "unknown_model", "model"),
     ((CHAT, []), 422, "invalid_value", None),
     ((CHAT, "hi"), 422, "invalid_value", None),
-    ((CHAT, {}), 422, "invalid_value", "messages"),
+    (chat(model=""), 422, "invalid_value", "model"),
+    (chat(model=None), 422, "invalid_value", "model"),
+    ((CHAT, {"messages": MESSAGES}), 422, "invalid_value", "model"),
+    ((CHAT, {"model": "tiny"}), 422, "invalid_value", "messages"),
+    ((CHAT, {}), 422, "invalid_value", "model"),
 ]
 
 
@@ -127,7 +133,9 @@ def samples(session):
         (sample(session, {"stop": [5] * 65}), 400, "invalid_value", "sampling_params.stop"),
         *((sample(forged), 404, "unknown_session", "sampling_session_id") for forged in FORGED),
         ((SAMPLE, {}), 422, "invalid_value", "sampling_session_id"),
-        (("/api/v1/create_sampling_session", {"model_path": "tinker://tinny/final"}), 404, "unknown_model", "model"),
+        ((CREATE, {"model_path": "tinker://tinny/final"}), 404, "unknown_model", "model"),
+        ((CREATE, {"modelpath": "tinker://tiny/final"}), 422, "invalid_value", "model_path"),
+        ((CREATE, {"model_path": "", "base_model": None}), 422, "invalid_value", "model_path"),
         (("/api/v1/retrieve_future", {"request_id": "never:0"}), 410, "lost", "request_id"),
         (("/api/v1/retrieve_future", {}), 422, "invalid_value", "request_id"),
     ]

@@ -15,7 +15,7 @@ LIMITS = Limits(key_hash=None, max_body_bytes=2**20, max_rows=8, timeout_seconds
 class Answer:
     """What a handle's call returns: awaited or iterated, and noted where it was given up."""
 
-    request_id = "the-request"
+    _request_metadata = SimpleNamespace(internal_request_id="the-request")
 
     def __init__(self, engine, coroutine=None, parts=None):
         self.engine, self.coroutine, self.parts = engine, coroutine, parts

@@ -2,7 +2,8 @@
 
 The last message of a chat, or the prompt's tokens, choose: "die FILE" ends the process the first time, "slow SECONDS
 FILE" takes so long and writes into FILE how it ended, "gone FILE" finds the engine gone at the first replica that it
-comes to, then and whenever it comes there again. Token rows say the same by number: 1 dies, 2 is slow, 3 is gone.
+comes to, then and whenever it comes there again; after "broken FILE" Serve finds that too, and replaces that replica.
+Token rows say the same by number: 1 dies, 2 is slow, 3 is gone, 4 is broken.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from pathlib import Path
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from raydistill.core.errors import EngineLostError
+from raydistill.core.errors import EngineGoneError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.engine.app import run_application
 from raydistill.engine.args import deployment_options
@@ -26,6 +27,11 @@ class StandIn:
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
+        self._is_broken = False
+
+    async def check_health(self) -> None:
+        if self._is_broken:
+            raise RuntimeError("the engine is gone")
 
     async def info(self, after: str | None = None) -> dict:
         return {"model_id": "m", "model_dir": "/m", "vocab_size": 256, "max_model_len": 384}
@@ -45,12 +51,13 @@ class StandIn:
             if not marker.exists():
                 marker.write_text("died")
                 os._exit(1)
-        if text.startswith("gone"):
+        if text.startswith(("gone", "broken")):
             marker = self._folder / text.split()[1]
             if not marker.exists():
                 marker.write_text(self._replica())
             if marker.read_text() == self._replica():
-                raise EngineLostError("the engine is gone")
+                self._is_broken = text.startswith("broken")
+                raise EngineGoneError("the engine is gone")
         if text.startswith("slow"):
             _, seconds, name = text.split()
             try:
@@ -62,7 +69,7 @@ class StandIn:
 
     async def generate(self, rows: list[TokenRequest], after: str | None = None) -> list[TokenResult]:
         name = rows[0].tokens[-1]
-        words = {1: f"die {name}", 2: f"slow 20 {name}", 3: f"gone {name}"}
+        words = {1: f"die {name}", 2: f"slow 20 {name}", 3: f"gone {name}", 4: f"broken {name}"}
         await self._work(words.get(rows[0].tokens[0], ""))
         return [TokenResult([7], [-0.5], "stop", Usage(1, 0, 1), self._replica()) for _ in rows]
 
@@ -72,7 +79,7 @@ class StandIn:
             await self._work(text)
             yield {"model": self._replica(), "choices": [{"message": {"content": text}}]}
             return
-        if text.startswith(("die", "gone")):
+        if text.startswith(("die", "gone", "broken")):
             await self._work(text)
         yield 'data: {"model": "m"}\n\n'
         await self._work(text)

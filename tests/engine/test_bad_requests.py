@@ -1,4 +1,4 @@
-"""What the front refuses before an engine sees it, and how; `test_bad_requests_on_engine` has the same with one."""
+"""What the front refuses before an engine sees it, and how; `test_served_requests` sends the same to one."""
 
 import asyncio
 import json
@@ -11,6 +11,11 @@ from raydistill.engine.sampling import encode_session
 from tests.engine.bad_requests import CHAT, CHATS, JSON, RAW, chat, check, sample, samples
 from tests.engine.fake_engine import FakeEngine, make_front
 
+TOO_LONG = (  # as vllm says it
+    "This model's maximum context length is 384 tokens. However, you requested 16 output tokens and your prompt "
+    "contains at least 369 input tokens, for a total of at least 385 tokens. Please reduce the length of the input "
+    "prompt or the number of requested output tokens. (parameter=input_tokens, value=369)"
+)
 BY_FRONT = [case for case in CHATS if case[1] != 404]  # the engine's replica resolves a chat's model
 
 
@@ -161,9 +166,12 @@ def test_an_error_that_nobody_foresaw_shows_no_text_of_it(stream):
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
-        ({"code": 400, "message": "This model's maximum context length is 384 tokens."}, 400, "refused_by_engine"),
+        ({"code": 400, "message": TOO_LONG}, 400, "refused_by_engine"),
         ({"code": 404, "message": "'x' is not served here. Known: tiny/final."}, 404, "unknown_model"),
         ({"code": 400, "message": "could not open /home/secret/x.py"}, 400, "refused_by_engine"),
+        ({"code": 400, "message": "could not open secret"}, 400, "refused_by_engine"),
+        ({"code": 400, "message": f"{TOO_LONG} /tmp/secret"}, 400, "refused_by_engine"),
+        ({"code": 422, "message": "conversation roles must alternate, secret"}, 422, "refused_by_engine"),
         ({"code": 503, "message": "secret"}, 503, "version_unavailable"),
         ({"code": 500, "message": "secret"}, 500, "internal"),
         ({"message": "secret"}, 500, "internal"),
@@ -175,3 +183,5 @@ def test_the_engines_own_refusals_are_told_in_our_form(error, status, code, stre
     answer = front.post(CHAT, json=chat(stream=stream)[1])
     check(answer, status, code, "model" if status in (404, 503) else None)
     assert "secret" not in answer.text
+    shown = answer.json()["error"]["message"]
+    assert (shown == TOO_LONG) is (error["message"] == TOO_LONG) and "roles" not in shown

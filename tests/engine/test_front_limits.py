@@ -8,9 +8,10 @@ import httpx
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from raydistill.core.errors import EngineLostError, ServiceError
+from raydistill.core.errors import EngineGoneError, EngineLostError, ServiceError
+from raydistill.engine import front as rooms
 from raydistill.engine.sampling import encode_session
-from tests.engine.bad_requests import CHAT, SAMPLE, chat, check, sample
+from tests.engine.bad_requests import CHAT, CREATE, SAMPLE, chat, check, sample
 from tests.engine.fake_engine import VERSION, Answer, FakeEngine, make_front
 
 SESSION = encode_session("tiny")
@@ -23,14 +24,15 @@ def run(engine, test, **limits):
         app = make_front(engine, **limits)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=20) as client:
+            client.futures = app.state.futures
             return await test(client, app.state.front)
 
     return asyncio.run(main())
 
 
-def lost_engine():
+def lost_engine(kind=EngineLostError):
     """What a call raises whose replica's engine is gone."""
-    return RayTaskError("generate", "", EngineLostError("gone")).as_instanceof_cause()
+    return RayTaskError("generate", "", kind("gone")).as_instanceof_cause()
 
 
 DEATHS = [ActorDiedError(), ActorUnavailableError("away", b"\x01" * 16), lost_engine()]
@@ -85,6 +87,82 @@ def test_a_front_whose_engine_is_not_up_yet_lets_no_more_wait_than_one_that_is()
         assert front.rows == 0
 
     run(engine, test, max_rows=2, timeout_seconds=1)
+
+
+def test_time_counts_from_arrival_and_not_from_each_question_to_the_engine():
+    engine = FakeEngine(wait_seconds=0.6)
+    describe = engine.info.remote
+
+    async def slow():
+        await asyncio.sleep(0.6)
+        return await describe()
+
+    engine.info = SimpleNamespace(remote=lambda **_: Answer(engine, slow()))
+
+    async def test(client, front):
+        check(await client.post(CHAT, json=chat()[1]), 504, "timeout", None)
+        assert (await client.post(CHAT, json=chat()[1])).status_code == 200, "the engine is known now"
+
+    run(engine, test, timeout_seconds=1)
+
+
+def test_a_body_that_stops_in_the_middle_is_408_and_holds_no_place():
+    async def half():
+        yield b'{"model": '
+        await asyncio.sleep(30)
+
+    async def test(client, front):
+        headers = {"content-type": "application/json"}
+        answer = await client.post(CHAT, content=half(), headers=headers)
+        check(answer, 408, "body_timeout", None)
+        assert answer.headers["connection"] == "close"
+
+    run(FakeEngine(), test, timeout_seconds=0.2)
+
+
+def test_a_chat_with_more_answers_than_there_are_places_is_told_so_and_not_to_try_again():
+    async def test(client, front):
+        check(await client.post(CHAT, json=chat(n=9)[1]), 422, "invalid_value", "n")
+        assert (await client.post(CHAT, json=chat(n=8)[1])).status_code == 200
+
+    run(FakeEngine(), test)
+
+
+def test_a_front_that_is_full_opens_no_session_and_still_says_what_is_served():
+    engine = FakeEngine(wait_seconds=0.5)
+
+    async def test(client, front):
+        running = asyncio.create_task(client.post(CHAT, json=chat(n=8)[1]))
+        await asyncio.sleep(0.1)
+        session = {"session_id": "s", "sampling_session_seq_id": 0, "model_path": "tinker://tiny/final"}
+        check(await client.post(CREATE, json=session), 429, "overloaded", None)
+        assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["base", "tiny/final"]
+        known = (await client.get("/api/v1/get_server_capabilities")).json()["supported_models"]
+        assert [model["model_name"] for model in known] == ["base", "tiny/final"]
+        assert (await running).status_code == 200 and front.rows == 0
+
+    run(engine, test)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_results_that_are_too_much_together_go_the_first_first(is_read):
+    async def test(client, front):
+        path, body = sample(SESSION)
+        client.futures.max_bytes = 3 * 2500
+        ids = []
+        for number in range(6):
+            ids.append((await client.post(path, json=body | {"seq_id": number})).json()["request_id"])
+            await asyncio.sleep(0.02)
+            if number == 3 and is_read:
+                assert (await retrieve(client, ids[3])).status_code == 200
+        statuses = [(await retrieve(client, request_id)).status_code for request_id in ids]
+        assert statuses == ([410, 410, 200, 410, 200, 200] if is_read else [410, 410, 410, 200, 200, 200])
+
+    run(FakeEngine(), test)
+
+
+def retrieve(client, request_id):
+    return client.post("/api/v1/retrieve_future", json={"request_id": request_id})
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -165,6 +243,34 @@ def test_a_chat_is_asked_twice_and_no_more(stream):
     run(FakeEngine(faults=DEATHS), test)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("death", [[], DEATHS[:1]], ids=["found gone", "died, then found gone"])
+def test_a_request_that_finds_the_engine_gone_waits_for_another(death, stream, monkeypatch):
+    monkeypatch.setattr(rooms, "PAUSE_SECONDS", 0.01)
+    faults = [*death, *(lost_engine(EngineGoneError) for _ in range(5))]
+
+    async def test(client, front):
+        assert (await client.post(CHAT, json=chat(stream=stream)[1])).status_code == 200
+        assert len(front.engine.asked) == len(faults) + 1
+        front.engine.faults = list(faults)
+        request_id = (await client.post(SAMPLE, json=sample(SESSION)[1])).json()["request_id"]
+        answer = await client.post("/api/v1/retrieve_future", json={"request_id": request_id})
+        assert answer.headers["content-type"] == "application/x-protobuf", answer.text
+        assert front.rows == 0
+
+    run(FakeEngine(faults=list(faults)), test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_for_which_no_engine_comes_is_503_at_its_end(stream):
+    async def test(client, front):
+        check(await client.post(CHAT, json=chat(stream=stream)[1]), 503, "replica_lost", None)
+        assert len(front.engine.asked) in (2, 3)
+        assert front.rows == 0
+
+    run(FakeEngine(faults=[lost_engine(EngineGoneError) for _ in range(50)]), test, timeout_seconds=0.8)
+
+
 def test_a_stream_whose_replica_dies_later_ends_with_an_error_and_is_not_begun_anew():
     part = 'data: {"choices": [], "model": "m"}\n\n'
 
@@ -208,6 +314,12 @@ def test_a_front_whose_engine_sleeps_says_so_and_one_without_an_engine_is_unavai
     async def status(client, _front):
         return await client.get("/status")
 
+    async def models(client, front):
+        front.engine.info = None  # asking would wake it
+        assert (await client.get("/v1/models")).json()["data"] == []
+        return (await client.get("/api/v1/get_server_capabilities")).json()["supported_models"]
+
+    assert run(Nobody(), models, may_sleep=True) == []
     asleep = run(Nobody(), status, may_sleep=True)
     assert asleep.status_code == 200 and "next request" in asleep.json()["asleep"]
     check(run(Nobody(), status), 503, "no_replica", None)

@@ -49,7 +49,7 @@ def test_serve_that_another_job_starts_at_the_same_moment_is_joined(url, monkeyp
 
 
 def ask(service, text, timeout=60.0, **fields):
-    body = {"messages": [{"role": "user", "content": text}], **fields}
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
     return httpx.post(service + CHAT, json=body, timeout=timeout)
 
 
@@ -94,7 +94,7 @@ def test_a_sample_is_answered_by_another_replica_when_its_own_dies(service, fold
 
 
 def test_the_replica_stops_when_the_client_leaves(service, folder):
-    body = {"messages": [{"role": "user", "content": "slow 20 left-stream"}], "stream": True}
+    body = {"model": "m", "messages": [{"role": "user", "content": "slow 20 left-stream"}], "stream": True}
     with httpx.stream("POST", service + CHAT, json=body, timeout=60) as answer:
         next(answer.iter_lines())
     with pytest.raises(httpx.ReadTimeout):
@@ -110,13 +110,28 @@ def test_the_replica_stops_when_the_client_leaves(service, folder):
 
 
 def test_the_servers_time_holds_whatever_a_client_asks_of_the_proxy(service, folder):
-    body = {"messages": [{"role": "user", "content": "slow 30 late"}]}
+    body = {"model": "m", "messages": [{"role": "user", "content": "slow 30 late"}]}
     headers = {"x-request-timeout-seconds": "100", "x-request-disconnect-disabled": "?1"}
     asked = time.monotonic()
     check(httpx.post(service + CHAT, json=body, headers=headers, timeout=60), 504, "timeout", None)
     assert time.monotonic() - asked < 20
     wait_for(lambda: ending(folder, "late"), "the end of the work", 5)
     assert ending(folder, "late") == "cancelled"
+
+
+def test_what_finds_the_only_engine_gone_is_answered_when_serve_has_replaced_it(url, folder):
+    service = url + stand_in.start("lonely", folder, num_replicas=1)
+    try:
+        for stream in (False, True):
+            answer = ask(service, f"broken lonely{stream}", stream=stream)
+            assert answer.status_code == 200 and "error" not in answer.text, (stream, answer.text)
+        path, body = sample(SESSION, prompt={"chunks": [{"type": "encoded_text", "tokens": [4, 104]}]}, seq_id=4)
+        request_id = httpx.post(service + path, json=body, timeout=60).json()["request_id"]
+        answer = httpx.post(f"{service}/api/v1/retrieve_future", json={"request_id": request_id}, timeout=60)
+        assert answer.headers["content-type"] == "application/x-protobuf", answer.text
+        assert all(ending(folder, name) for name in ("lonelyFalse", "lonelyTrue", "104")), "each found it gone"
+    finally:
+        stop_application("lonely")
 
 
 def test_a_replica_waits_longer_for_its_requests_than_one_may_take(service):

@@ -29,7 +29,7 @@ def make_router(*names: str) -> ElsewhereRouter:
 
 
 def make_request(name: str, after: str | None = None) -> PendingRequest:
-    metadata = RequestMetadata(request_id=name, internal_request_id=name)
+    metadata = RequestMetadata(request_id="the client's", internal_request_id=name)
     return PendingRequest([], {} if after is None else {AFTER: after}, metadata)
 
 

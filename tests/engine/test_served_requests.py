@@ -55,7 +55,8 @@ def test_bad_requests_are_refused_and_leave_replica_and_answers_as_they_were(wor
 
 def test_what_scores_prompts_is_refused_eight_at_a_time_and_the_engine_lives(world, session):
     before, replicas = greedy(world), replica_ids(world)
-    bodies = [chat(model=model, prompt_logprobs=1, echo=True, logprobs=True) for model in ("tiny", "")] * 4
+    models = ("tiny", status(world)["base_model"])
+    bodies = [chat(model=model, prompt_logprobs=1, echo=True, logprobs=True) for model in models] * 4
     bodies += [sample(session, prompt_logprobs=True, seq_id=900 + index) for index in range(8)]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda case: httpx.post(world.url + case[0], json=case[1], timeout=60), bodies))

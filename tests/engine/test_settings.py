@@ -26,6 +26,10 @@ def test_every_setting_of_the_front_becomes_its_limit():
     application = make_ingress("engine", None, config)
     limits = application._bound_deployment.init_args[1]
     assert limits == Limits(None, 7 * 1024, 2 * (3 + 5), 13, 11, ("https://example.org",), may_sleep=False)
+    deployment = application._bound_deployment
+    assert deployment.max_queued_requests > 1000, "the proxy does not hold any number of requests"
+    refusal = deployment.backpressure_config
+    assert (refusal.status_code, refusal.retry_after_s) == (429, 11), "a 503 at retrieve_future is asked again at once"
 
 
 def test_every_setting_of_autoscaling_reaches_serve():

@@ -34,7 +34,7 @@ async def chat(http, model, stream):
     assert events[-1] == "[DONE]", text
     pieces = [json.loads(event) for event in events[:-1]]
     words = [choice["delta"].get("content") or "" for piece in pieces for choice in piece["choices"]]
-    return {piece["model"] for piece in pieces} | {answer.headers.get(HEADER, pieces[0]["model"])}, "".join(words)
+    return {piece["model"] for piece in pieces} | {answer.headers[HEADER]}, "".join(words)
 
 
 def spoil_probe(uri, version):
