@@ -44,7 +44,7 @@ def test_distill_that_fails_after_its_first_write_is_status_1(run_main, monkeypa
     task_file = str(write_tiny_task(tmp_path, 8000))
     for name in ("connect", "require_shared", "require", "_count_gpus", "stop_student", "disconnect"):
         monkeypatch.setattr(distill, name, lambda *_, **__: None)
-    monkeypatch.setattr(train, "require_spread", lambda *_: None)
+    monkeypatch.setattr(distill, "_require_room", lambda *_: None)
     monkeypatch.setattr(distill, "start_http", lambda _: "http://127.0.0.1:1")
 
     def lose_race(*_):
