@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jobs import distill, runtime, train
+from jobs import distill, runtime
 from raydistill.core.errors import CapacityError, ConfigError, ConflictError, NotFoundError, ServiceError
 from raydistill.training.group import _interruptible
 from tests.processes import ROOT
