@@ -2,9 +2,6 @@
 
 import contextlib
 import logging
-import signal
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 from raydistill.core import storage
@@ -59,10 +56,11 @@ def train_on_workers(config: TrainConfig, job: Job, use_gpu: bool) -> None:
             worker_runtime_env={} if use_gpu else {"env_vars": {"DS_ACCELERATOR": "cpu"}},
         ),
     )
+    # Ray Train's own handler of Ctrl-C ends the process with status 1 and no word, and stays after training (2.60).
+    trainer._register_sigint_handler = lambda controller: None
     _take_over(job.log_uri, trainer.train_run_context.run_id)
     try:
-        with _interruptible():
-            trainer.fit()
+        trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
             f"Training failed: {_first_cause(error)} The same command goes on from the last checkpoint in "
@@ -71,24 +69,6 @@ def train_on_workers(config: TrainConfig, job: Job, use_gpu: bool) -> None:
     failure = take_failure(job.log_uri)
     if failure is not None:
         raise TrainingError(f"{failure} The checkpoints before it are kept in {job.log_uri}.")
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt, now and afterwards.
-
-    Ray Train's own handler, which it never takes back, gives up the run and then ends the process with status 0 (2.60).
-    """
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as end:
-        if end.code == 0:
-            raise KeyboardInterrupt from end
-        raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 def _take_over(log_uri: str, ray_run: str) -> None:

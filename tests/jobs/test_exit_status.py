@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from jobs import distill, runtime
-from raydistill.core.errors import CapacityError, ConfigError, ConflictError, NotFoundError, ServiceError
-from raydistill.training.group import _interruptible
+from raydistill.core.errors import CapacityError, ConfigError, ConflictError, NotFoundError
 from tests.processes import ROOT
 from tests.tiny_task import write_tiny_task
 
@@ -69,19 +68,3 @@ def test_ctrl_c_ends_without_a_traceback():
     _, said = job.communicate(timeout=60)
     assert job.returncode == 130
     assert said == "interrupted; the same command goes on where this one ended\n"
-
-
-def test_ctrl_c_in_training_is_told_too_and_ray_trains_handler_does_not_stay():
-    before = signal.getsignal(signal.SIGINT)
-
-    def give_up(number, _frame):
-        sys.exit(0)
-
-    with pytest.raises(KeyboardInterrupt), _interruptible():
-        signal.signal(signal.SIGINT, give_up)
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(SystemExit, match="143"), _interruptible():
-        sys.exit(143)
-    with pytest.raises(ServiceError), _interruptible():
-        raise ServiceError("passes")

@@ -1,13 +1,15 @@
 """What the driver asks Ray for, and what it says when workers fail: the cause, and what needs less memory."""
 
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 from ray.exceptions import ActorDiedError
+from ray.train.torch import TorchTrainer
 
 from raydistill.core.errors import TrainingError
-from raydistill.training import loop
+from raydistill.training import group, loop
 from raydistill.training.config import TrainConfig
 from raydistill.training.group import _first_cause, train_on_workers
 from raydistill.training.steps import Setting
@@ -43,6 +45,16 @@ def test_worker_that_died_without_a_word_may_have_been_killed_for_memory():
     text = _first_cause(SimpleNamespace(worker_failures={0: ActorDiedError()}))
     assert text.startswith("ActorDiedError") and "memory ran out: set micro_batch_size=1" in text
     assert "memory" not in _first_cause(SimpleNamespace(worker_failures={}, controller_failure=ValueError("no room")))
+
+
+def test_ctrl_c_stays_pythons_own(monkeypatch, model_dir, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    assert callable(TorchTrainer._register_sigint_handler)  # ours stands in its place
+    monkeypatch.setattr(TorchTrainer, "fit", lambda trainer: trainer._register_sigint_handler(None))
+    monkeypatch.setattr(group, "_take_over", lambda *_: None)
+    config = TrainConfig.model_validate({"data_file": "d", "student_model": model_dir})
+    group.train_on_workers(config, make_job(model_dir, str(tmp_path)), use_gpu=False)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
