@@ -23,7 +23,7 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     tokens, latency = report["tokens"], report["latency"]
     short, long = f"{tokens['prompt_without_p']:.0f}", f"{tokens['prompt_with_p']:.0f}"
     valid, valid_base, valid_student = map(percent, (validity["teacher"], validity["base"], validity["student"]))
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("valid answers", valid, "", valid_base, valid_student),
         ("  asked as plain text", "", "", "", percent(validity["student_raw"])),
     ]
