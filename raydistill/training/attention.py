@@ -4,8 +4,9 @@ A mask over a whole packed sequence computes everything and throws most of it aw
 rank 32, one thread with avx512_bf16: 8 rows of 92 tokens 149 tokens/s with a mask, 194 row by row, 232 in float32 (see
 `attend`); 4 rows 168, 181 and 212 (the last with what `load_student` does about casts, which 8 rows gain 3 % from).
 
-On a GPU one call of flash attention's kernel for rows of different lengths does them all. Before every training
-`model.check_packing` compares what comes out with the model's own pass over lone rows, on the device that it runs on.
+On a GPU one call of flash attention's kernel for rows of different lengths does them all; a second one lets a teacher's
+rows see P before them. Before every training `model.check_packing` and `teacher.check_teacher` compare what comes out
+with the model's own passes over lone rows, on the device that it runs on.
 """
 
 import functools
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.varlen import varlen_attn
+from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -36,6 +37,12 @@ def takes_rows(base: Any) -> bool:
     return base.config.get_text_config()._attn_implementation == NAME
 
 
+def takes_prefix(base: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether `attend` needs no mask for rows behind a prefix; windows that reach into it do."""
+    has_windows = getattr(base.config.get_text_config(), "sliding_window", None) is not None
+    return takes_rows(base) and has_varlen(device, dtype) and not has_windows
+
+
 def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through it
     module: Any,
     query: torch.Tensor,
@@ -43,6 +50,7 @@ def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     row_lengths: list[int] | None = None,
+    behind_T: torch.Tensor | None = None,
     places: tuple[torch.Tensor, torch.Tensor] | None = None,
     sliding_window: int | None = None,
     **options: Any,
@@ -56,6 +64,7 @@ def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through
         value: as key.
         attention_mask: of the whole; used where no rows are named.
         row_lengths: of the rows that make up the T tokens; each is causal and sees nothing else.
+        behind_T: which tokens see all that a cache holds before them too; None where there is none.
         places: in its own row, of each query [T] and of each key [K]; where the mask is ours, which knows no windows.
         sliding_window: how many tokens a token sees, itself included; None for all that came before.
         options: `scaling`, and what else transformers passes.
@@ -67,8 +76,13 @@ def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through
     query, key, value = query.to(kept), key.to(kept), value.to(kept)
     with torch.autocast(query.device.type, enabled=False):
         if row_lengths is not None:
-            rows = _attend_varlen if has_varlen(query) else _attend_rows
-            output = rows((query, key, value), row_lengths, sliding_window, options.get("scaling"))
+            heads, scale = (query, key, value), options.get("scaling")
+            if behind_T is not None:
+                output = _attend_behind(heads, row_lengths, behind_T, scale)
+            elif has_varlen(query.device, query.dtype):
+                output = _attend_varlen(heads, row_lengths, sliding_window, scale)[0]
+            else:
+                output = _attend_rows(heads, row_lengths, sliding_window, scale)
             return output.to(query_dtype), None
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(kept)
@@ -96,29 +110,51 @@ def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor
     return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
-def _attend_varlen(heads: Heads, row_lengths: list[int], window: int | None, scale: float | None) -> torch.Tensor:
+def _attend_varlen(
+    heads: Heads, row_lengths: list[int], window: int | None, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the output and the log of the sum that its softmax divides by, float32 [1, T, heads, 1]."""
+    before = -1 if window is None else window - 1
+    return _call_varlen(heads, row_lengths, row_lengths, (before, 0), scale)  # so many before, none after
+
+
+def _attend_behind(heads: Heads, row_lengths: list[int], behind_T: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Return what rows see of themselves and of the keys before them: two softmaxes made one by their sums."""
+    query, key, value = heads
+    num_tokens, length = query.shape[2], key.shape[2] - query.shape[2]
+    own, own_sum = _attend_varlen((query, key[:, :, length:], value[:, :, length:]), row_lengths, None, scale)
+    prefix = (query, key[:, :, :length], value[:, :, :length])
+    shared, shared_sum = _call_varlen(prefix, [num_tokens], [length], (-1, -1), scale)
+    share = torch.sigmoid(shared_sum - own_sum) * behind_T[None, :, None, None]
+    return share * shared + (1 - share) * own
+
+
+def _call_varlen(
+    heads: Heads, query_lengths: list[int], key_lengths: list[int], window: tuple[int, int], scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in heads)  # [T, heads, width]
-    starts, longest = _starts(tuple(row_lengths), query.device)
-    output = varlen_attn(
+    query_starts, most_queries = _starts(tuple(query_lengths), query.device)
+    key_starts, most_keys = _starts(tuple(key_lengths), query.device)
+    output, log_sum = varlen_attn(
         query,
         key,
         value,
-        cu_seq_q=starts,
-        cu_seq_k=starts,
-        max_q=longest,
-        max_k=longest,
+        cu_seq_q=query_starts,
+        cu_seq_k=key_starts,
+        max_q=most_queries,
+        max_k=most_keys,
+        return_aux=AuxRequest(lse=True),
         scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),  # so many before, none after
+        window_size=window,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    assert isinstance(output, torch.Tensor)
-    return output[None]
+    return output[None], log_sum.transpose(0, 1)[None, :, :, None]  # [heads, T], other than its docstring says
 
 
-def has_varlen(query: torch.Tensor) -> bool:
+def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether flash attention's kernel for rows of different lengths takes these: on NVIDIA's, 16 bits."""
-    on_nvidia = query.is_cuda and torch.version.hip is None
-    return on_nvidia and query.dtype != torch.float32 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    on_nvidia = device.type == "cuda" and torch.version.hip is None
+    return on_nvidia and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.lru_cache(maxsize=8)  # every layer of a pass asks

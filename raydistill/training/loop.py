@@ -26,6 +26,7 @@ from raydistill.training.checkpoint import (
 )
 from raydistill.training.fitting import explain_shortage, is_shortage
 from raydistill.training.job import Job
+from raydistill.training.kernels import add_kernels
 from raydistill.training.model import check_packing, checkpoint_activations, load_student
 from raydistill.training.rowfile import read_rows
 from raydistill.training.rundir import MetricsLog, write_failure
@@ -81,7 +82,7 @@ class _Run:
         self._engine, resumed = self._start()
         self._open_teacher()
         self._log = MetricsLog(job.log_uri, self._state.step) if setting.rank == 0 else None
-        self._resumed = resumed
+        self._resumed = resumed | ({"run/liger": True} if self._has_kernels else {})
 
     def go(self) -> None:
         """Do all steps that are left; the metrics of those that are done are written however it ends."""
@@ -164,9 +165,11 @@ class _Run:
 
     def _make_engine(self, model: Any) -> Any:
         engine, on_gpu = self._job.engine, self._setting.device.type == "cuda"
-        return start_engine(
+        started = start_engine(
             model, engine.zero_stage, self._job.schedule.peak, on_gpu, engine.max_grad_norm, engine.offload
         )
+        self._has_kernels = add_kernels(started, self._rows[0], self._job.dtype, self._setting.device)
+        return started
 
     def _agree(self, found: Any) -> Any:
         """Return the first worker's value on every worker."""

@@ -130,21 +130,24 @@ def forward_hidden(
     positions_T = torch.tensor(_fill_up(laid.positions_T, 0), device=device)
     options: dict[str, Any] = {"use_cache": False}
     by_row = attention.takes_rows(bare_model(model))
+    # Attention does not look at this one where it is told the rows, and transformers makes none of its own where one
+    # has four axes. A whole one is 2 GiB for 32k tokens in bfloat16.
+    mask = torch.zeros(1, 1, 1, 1, dtype=DTYPES[dtype], device=device)
     if prefix is not None and isinstance(laid, Lesson):
         # With a cache given, transformers ignores positions and makes a mask of its own, unless it gets these.
         behind_T = torch.tensor(_fill_up(laid.behind_T, False), device=device)
         positions_T = positions_T + prefix.length * behind_T
-        before_TP = _additive(behind_T[:, None].expand(-1, prefix.length), DTYPES[dtype])
-        mask = torch.cat([before_TP[None, None], block_mask(rows_T, DTYPES[dtype])], dim=-1)
         options = {"use_cache": True, "past_key_values": prefix.copy()}
-        if by_row:
-            places_K = torch.cat([torch.arange(prefix.length, device=device), positions_T])
-            options["places"] = (positions_T, places_K)
+        if attention.takes_prefix(bare_model(model), device, DTYPES[dtype]):
+            options |= {"row_lengths": _row_lengths(laid, len(rows_T)), "behind_T": behind_T}
+        else:
+            before_TP = _additive(behind_T[:, None].expand(-1, prefix.length), DTYPES[dtype])
+            mask = torch.cat([before_TP[None, None], block_mask(rows_T, DTYPES[dtype])], dim=-1)
+            if by_row:
+                places_K = torch.cat([torch.arange(prefix.length, device=device), positions_T])
+                options["places"] = (positions_T, places_K)
     elif by_row:
         options["row_lengths"] = _row_lengths(laid, len(rows_T))
-        # Attention does not look at it then, and transformers makes none of its own where one has four axes. A whole
-        # one is 2 GiB for 32k tokens in bfloat16.
-        mask = torch.zeros(1, 1, 1, 1, dtype=DTYPES[dtype], device=device)
     else:
         mask = block_mask(rows_T, DTYPES[dtype])
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"), headless(model):

@@ -6,7 +6,8 @@
 PyTorch, transformers and peft alone: no Ray, no DeepSpeed; the step, the packing and the head are the trainer's own.
 Rank 32 on all linear layers, packed rows, a step of one pack. Utilisation counts 4 FLOPs a parameter and token (the
 frozen base needs no weight gradients) of the student's pass, for KL too. Where the peak of the device is not known it
-is left out. Memory of the logits: the most that is allocated above hidden states and weights, by chunks and at once.
+is left out. `kl_later_epochs` is a step whose rows the teacher was asked for before, which one worker keeps. Memory of
+the logits: the most that is allocated above hidden states and weights, by chunks and at once.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from raydistill.training.head import open_head
 from raydistill.training.losses import chunked_sums, score_tokens
 from raydistill.training.model import load_student
 from raydistill.training.steps import Setting, apply_step, backward_step
-from raydistill.training.teacher import open_prefix
+from raydistill.training.teacher import Memory, open_prefix
 from raydistill.training.usage import FLOPS_A_PARAMETER_AND_TOKEN, count_parameters, memory_mib, peak_flops
 from tests.bench.machine import describe_machine
 
@@ -119,9 +120,11 @@ def _measure(shape: dict[str, Any], options: argparse.Namespace, device: torch.d
     num_parameters = count_parameters(model.get_base_model())
     setting = Setting(0, 1, device, dtype, pack_tokens=options.pack_tokens)
     taught = replace(setting, prefix=open_prefix(engine, prefix_tokens, dtype, device))
+    remembered = replace(taught, memory=Memory())  # the warm-up is its first epoch
     arms = {
         "cross_entropy": lambda: backward_step(engine, rows, setting),
         "kl": lambda: backward_step(engine, [_with_teacher(row) for row in rows], taught),
+        "kl_later_epochs": lambda: backward_step(engine, [_with_teacher(row) for row in rows], remembered),
     }
     seconds = {name: [] for name in arms}
     for repeat in range(options.repeats + 2):  # the first two make kernels and fill the allocator
@@ -139,6 +142,7 @@ def _measure(shape: dict[str, Any], options: argparse.Namespace, device: torch.d
         "tokens_per_second": {name: num_tokens / value for name, value in medians.items()},
         "model_flops_utilisation": {name: flops / value / peak if peak else None for name, value in medians.items()},
         "kl_to_cross_entropy": medians["kl"] / medians["cross_entropy"],
+        "kl_to_cross_entropy_in_later_epochs": medians["kl_later_epochs"] / medians["cross_entropy"],
         "peak_memory_mib": memory_mib(device),
         "logits": _measure_logits(engine, num_tokens // 2, shape, device, dtype) if device.type == "cuda" else None,
     }

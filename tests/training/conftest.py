@@ -39,7 +39,9 @@ def gloo_results(model_dir, tmp_path_factory):
     _break_off(Path(jobs["calm"].log_uri), root / "anew", also_before=True)
     jobs["gained"] = runs.make_job(model_dir, str(root / "gained"), stage=0)
     _make_first_the_best(Path(jobs["calm"].log_uri), root / "gained")
-    alone = [jobs[name] for name in ("resumed", "anew", "gained")]
+    jobs["offloaded"] = runs.make_job(model_dir, str(root / "offloaded"), stage=3, offload="optimizer")
+    _break_off(Path(jobs["calm"].log_uri), root / "offloaded")
+    alone = [jobs[name] for name in ("resumed", "anew", "gained", "offloaded")]
     workers.run_workers(_do_both, 1, model_dir, str(trained), checkpoint, alone)
     workers.run_workers(_do_both, 3, model_dir, str(trained), checkpoint, [])
     return Results(trained, jobs)

@@ -13,7 +13,10 @@ from tests.training.workers import ALPHA, PREFIX, RANK, SEED, make_rows
 
 STEPS = 12
 HELD_OUT = 5
-STAGES = [(0, "none"), (1, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]  # beside stage 2
+PEAK_FLOPS = 1e9  # that a worker's device is said to have
+STAGES = [(0, "none"), (1, "none"), (3, "none")]  # beside stage 2
+STAGES += [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")]
+BFLOAT16_STAGES = (0, 1, 2, 3)
 
 
 def make_job(model_dir: str, log_uri: str, stage: int = 2, offload: str = "none", **changes) -> Job:
@@ -42,6 +45,8 @@ def make_jobs(model_dir: str, root: Path) -> dict[str, Job]:
     jobs = {"calm": make("calm")}
     for stage, offload in STAGES:
         jobs[f"{stage}-{offload}"] = make(f"{stage}-{offload}", stage=stage, offload=offload)
+    for stage in BFLOAT16_STAGES:
+        jobs[f"bfloat16-{stage}"] = make(f"bfloat16-{stage}", stage=stage, dtype="bfloat16")
     wild = Schedule(0.3, "constant", 0, STEPS)
     jobs["stopped"] = make("stopped", schedule=wild, rhythm=Rhythm(eval_every=1, patience=2, checkpoint_every=50))
     for stage in (0, 2):
@@ -70,8 +75,10 @@ def with_teacher(row: EncodedRow) -> EncodedRow:
 
 def train_all(rank: int, num_workers: int, jobs: list[Job]) -> None:
     """Do one run after the other."""
-    from raydistill.training.loop import train
+    from raydistill.training import loop
     from raydistill.training.steps import Setting
+
+    loop.peak_flops = lambda *_: PEAK_FLOPS
 
     for job in jobs:
         setting = Setting(
@@ -82,5 +89,5 @@ def train_all(rank: int, num_workers: int, jobs: list[Job]) -> None:
             micro_batch_size=job.engine.micro_batch_size,
             objective=job.objective,
         )
-        train(job, setting)
+        loop.train(job, setting)
         torch.distributed.barrier()

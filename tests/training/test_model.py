@@ -122,8 +122,7 @@ def test_sliding_windows_hold_in_packed_rows_and_behind_a_prefix(family, rows, t
     config = AutoConfig.for_model(family, **sizes, **more, initializer_range=0.5)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     if rows == "by one call":
-        monkeypatch.setattr(attention, "has_varlen", lambda _: True)
-        monkeypatch.setattr(attention, "varlen_attn", plain_varlen)
+        use_plain_varlen(monkeypatch)
     student = load_student(str(tmp_path), 2, 2, 0, "float32")
     taught = [EncodedRow(row.id, row.prompt_tokens, row.response_tokens, [7, *row.prompt_tokens]) for row in ROWS]
     assert check_packing(student, taught, "float32", CPU) < 1e-4
@@ -137,19 +136,39 @@ def test_sliding_windows_hold_in_packed_rows_and_behind_a_prefix(family, rows, t
     assert (far == 0) == (family == "mistral"), "the window is of no effect, so this test would see nothing"
 
 
-def plain_varlen(query, key, value, *, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size, enable_gqa):
-    """Do what torch's varlen_attn documents, token by token."""
-    assert torch.equal(cu_seq_q, cu_seq_k) and cu_seq_q.dtype == torch.int32 and window_size[1] == 0
-    assert max_q == max_k == int(cu_seq_q.diff().max()) and enable_gqa == (query.shape[1] != key.shape[1])
+def use_plain_varlen(monkeypatch) -> list[tuple[int, int]]:
+    """Let `plain_varlen` stand for the kernel; returns the window of each call, as they come."""
+    windows = []
+
+    def call(*heads, **options):
+        windows.append(options["window_size"])
+        return plain_varlen(*heads, **options)
+
+    monkeypatch.setattr(attention, "has_varlen", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen_attn", call)
+    return windows
+
+
+def plain_varlen(query, key, value, *, cu_seq_q, cu_seq_k, max_q, max_k, return_aux, scale, window_size, enable_gqa):
+    """Do what torch's varlen_attn documents, token by token; the sums [heads, T], as its kernel gives them."""
+    is_causal = window_size[1] == 0
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and return_aux.lse
+    assert torch.equal(cu_seq_q, cu_seq_k) if is_causal else window_size == (-1, -1)
+    assert max_q == int(cu_seq_q.diff().max()) and max_k == int(cu_seq_k.diff().max())
+    assert len(query) == cu_seq_q[-1] and len(key) == len(value) == cu_seq_k[-1]
+    assert enable_gqa == (query.shape[1] != key.shape[1])
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    output = torch.zeros_like(query)
-    for start, end in itertools.pairwise(cu_seq_q.tolist()):
+    output, sums = torch.zeros_like(query), torch.zeros(query.shape[1], len(query))
+    rows = zip(itertools.pairwise(cu_seq_q.tolist()), itertools.pairwise(cu_seq_k.tolist()), strict=True)
+    for (start, end), (first_key, end_key) in rows:
         for token in range(start, end):
-            first = start if window_size[0] < 0 else max(start, token - window_size[0])
-            scores = torch.einsum("hd,khd->hk", query[token], key[first : token + 1]) * scale
-            output[token] = torch.einsum("hk,khd->hd", scores.softmax(-1), value[first : token + 1])
-    return output
+            first = first_key if window_size[0] < 0 else max(first_key, token - window_size[0])
+            last = token + 1 if is_causal else end_key
+            scores = torch.einsum("hd,khd->hk", query[token], key[first:last]) * scale
+            output[token] = torch.einsum("hk,khd->hd", scores.softmax(-1), value[first:last])
+            sums[:, token] = scores.logsumexp(-1)
+    return output, sums
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

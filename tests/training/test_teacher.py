@@ -15,6 +15,7 @@ from raydistill.training.head import open_head
 from raydistill.training.model import Prefix, checkpoint_activations, forward_hidden, forward_packed
 from raydistill.training.steps import Setting, _sums
 from raydistill.training.teacher import Memory, check_teacher, open_prefix, teacher_hidden
+from tests.training.test_model import use_plain_varlen
 from tests.training.workers import PREFIX, make_student, make_taught_rows
 
 CPU = torch.device("cpu")
@@ -46,6 +47,22 @@ def test_teachers_packed_logits_are_those_of_whole_rows_alone(model):
         torch.testing.assert_close(found, torch.cat([_alone(model, row) for row in ROWS]), atol=1e-3, rtol=0)
     assert prefix.cache.get_seq_length() == prefix.length == len(PREFIX)
     assert check_teacher(model, ROWS, PREFIX, prefix, "float32") < 1e-3
+
+
+def test_teachers_rows_take_two_calls_and_no_mask_where_there_is_flash_attention(model, monkeypatch):
+    prefix, seen = open_prefix(model, PREFIX, "float32", CPU), []
+    layers = model.get_base_model().model.layers
+    hook = layers[0].self_attn.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(inputs["attention_mask"].numel()), with_kwargs=True
+    )
+    expected = teacher_hidden(model, pack(ROWS).lesson, prefix, "float32", CPU)
+    windows = use_plain_varlen(monkeypatch)
+    found = teacher_hidden(model, pack(ROWS).lesson, prefix, "float32", CPU)
+    hook.remove()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert windows == [(-1, 0), (-1, -1)] * len(layers) and seen[1] == 1 < seen[0]
+    assert check_teacher(model, ROWS, PREFIX, prefix, "float32") < 1e-3
+    assert prefix.cache.get_seq_length() == len(PREFIX)
 
 
 def test_teacher_is_close_in_bfloat16(model_dir):
