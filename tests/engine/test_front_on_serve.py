@@ -132,6 +132,8 @@ def test_what_finds_the_only_engine_gone_is_answered_when_serve_has_replaced_it(
         assert done.headers["content-type"] == "application/x-protobuf", done.text
         assert all(answer.status_code == 200 and "error" not in answer.text for answer in answers), answers
         assert ending(folder, "104") not in (None, answers[0].json()["model"]), "another replica answered"
+        answer = ask(service, "die lonely")
+        assert answer.status_code == 200 and ending(folder, "lonely") == "died", answer.text
     finally:
         stop_application("lonely")
 
