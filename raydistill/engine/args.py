@@ -10,9 +10,11 @@ from ray.serve.llm import LLMConfig
 from raydistill.core.errors import ConflictError
 from raydistill.core.models import resolve_model
 from raydistill.engine.config import EngineConfig
+from raydistill.engine.pacing import SETTING
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts for max_lora_rank
 MERGING = {"worker_extension_cls": "raydistill.engine.merging.MergingWorker"}  # for `TokenServer.merge_adapter`
+PIECES_PER_SECOND_ON_CPU = 100.0  # of streams; see docs/serving.md for what it is worth
 MEMORY_SHARE_ON_CPU = 0.05  # checked against free memory at start only; the KV cache is set in GiB
 
 
@@ -72,7 +74,10 @@ def make_llm_config(
         accelerator_config=GPUConfig(kind="gpu") if on_gpu else CPUConfig(kind="cpu"),
         deployment_config={**deployment_options(config, drains=drains), "health_check_timeout_s": 60},
         runtime_env={"env_vars": env},
-        experimental_configs={"stream_batching_interval_ms": 0},
+        experimental_configs={
+            "stream_batching_interval_ms": 0,
+            SETTING: config.front.stream_pieces_per_second or (None if on_gpu else PIECES_PER_SECOND_ON_CPU),
+        },
         server_cls=server_cls,
         log_engine_metrics=False,
     )

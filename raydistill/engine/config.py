@@ -41,6 +41,9 @@ class FrontConfig(Section):
     """What a request that got 429 is told to wait."""
     request_timeout_seconds: float = Field(600, gt=0)
     """From a request's arrival to its last token; then 504. A replica that is to go waits so long for its requests."""
+    stream_pieces_per_second: float | None = Field(None, gt=0)
+    """Of all streams at a replica together; with more, several tokens come in one piece. By default 100 on CPU, whose
+    engine shares its cores with them, and one a token on GPU."""
     cors_origins: list[str] = Field(default_factory=list)
     """Origins whose pages may read the answers; by default none."""
 

@@ -71,7 +71,7 @@ def overloaded(retry_after_seconds: int) -> Refusal:
 
 
 def replica_lost() -> Refusal:
-    """Return what a request gets whose replica died, and whose second one too."""
+    """Return what a request gets whose replica died, and whose second one too, or for which none came in time."""
     return Refusal(503, "replica_lost", "the engine's replica was lost; try again", headers={"Retry-After": "5"})
 
 

@@ -4,8 +4,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from raydistill.engine import counting
 from raydistill.engine.args import find_model_here
 from raydistill.engine.counting import Asked
 from raydistill.engine.metrics import BASE
+from raydistill.engine.pacing import SETTING, join_events
 from raydistill.engine.wording import make_result, sampling_params
 
 ERROR_EVENT = 'data: {"error"'  # how vllm begins an error in a stream
@@ -89,11 +90,23 @@ class TokenServer(LLMServer):
             return
         counting.set_asked(Asked(BASE, BASE))  # a student knows better, see its `chat`
         try:
-            async for part in await self.chat(request):
-                for item in part if isinstance(part, list) else [part]:
-                    yield self._check_part(item if isinstance(item, str) else item.model_dump(exclude_none=True))
+            first = 2 * (request.n or 1)  # of each answer its role, and its first token
+            async with aclosing(join_events(self._chat_parts(request), self._piece_seconds, first)) as parts:
+                async for part in parts:
+                    yield part
         except EngineDeadError:
             raise _engine_lost() from None  # vllm's own error could be read only where vllm is imported
+
+    async def _chat_parts(self, request: ChatCompletionRequest) -> AsyncGenerator[dict[str, Any] | str, None]:
+        async with aclosing(await self.chat(request)) as parts:
+            async for part in parts:
+                for item in part if isinstance(part, list) else [part]:
+                    yield self._check_part(item if isinstance(item, str) else item.model_dump(exclude_none=True))
+
+    def _piece_seconds(self) -> float:
+        """Return how long a stream's piece is worth now: with more rows running, each sends less often."""
+        per_second = self._llm_config.experimental_configs.get(SETTING)
+        return self._client.output_processor.get_num_unfinished_requests() / per_second if per_second else 0.0
 
     def _check_part(self, part: dict[str, Any] | str) -> dict[str, Any] | str:
         """Return a part of a chat's answer, an error in a stream as the dict it is elsewhere."""

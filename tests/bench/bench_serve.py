@@ -37,10 +37,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--pieces-per-second", type=float, help="of our streams; front.stream_pieces_per_second")
     parser.add_argument("--first-tokens", type=int, default=16, help="requests one at a time, of each turn")
     arguments = parser.parse_args()
     turns: list[dict[str, Any]] = []
-    with both_servers() as urls:
+    with both_servers(arguments.pieces_per_second) as urls:
         chooser = random.Random(0)
         for side in SIDES:  # what is done once, like the first look at the template, is no part of the measurement
             asyncio.run(measure(urls[side], arguments, number=-1))
@@ -67,7 +68,7 @@ def describe_ratio(turns: list[dict[str, Any]], name: str) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def both_servers() -> Iterator[dict[str, str]]:
+def both_servers(pieces_per_second: float | None) -> Iterator[dict[str, str]]:
     """Start our application and plain vllm with the same engine arguments; give their URLs."""
     from raydistill.core.models import resolve_model
     from raydistill.engine.args import make_llm_config, vllm_args
@@ -75,7 +76,9 @@ def both_servers() -> Iterator[dict[str, str]]:
     from raydistill.engine.server import TokenServer
     from raydistill.teacher import app
 
-    engine = EngineConfig.model_validate({"kv_cache_gib": 0.5})
+    engine = EngineConfig.model_validate(
+        {"kv_cache_gib": 0.5, "front": {"stream_pieces_per_second": pieces_per_second}}
+    )
     model_dir = resolve_model(MODEL)
     cluster = ClusterConfig.model_validate({"num_cpus": 8, "object_store_mib": 200})
     connect(cluster)

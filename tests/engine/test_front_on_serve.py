@@ -1,5 +1,6 @@
 """The front over real Serve, with an engine that has no model: deaths, clients that leave, draining, zero replicas."""
 
+import concurrent.futures
 import threading
 import time
 
@@ -121,15 +122,18 @@ def test_the_servers_time_holds_whatever_a_client_asks_of_the_proxy(service, fol
 
 def test_what_finds_the_only_engine_gone_is_answered_when_serve_has_replaced_it(url, folder):
     service = url + stand_in.start("lonely", folder, num_replicas=1)
+    path, body = sample(SESSION, prompt={"chunks": [{"type": "encoded_text", "tokens": [4, 104]}]})
     try:
-        for stream in (False, True):
-            answer = ask(service, f"broken lonely{stream}", stream=stream)
-            assert answer.status_code == 200 and "error" not in answer.text, (stream, answer.text)
-        path, body = sample(SESSION, prompt={"chunks": [{"type": "encoded_text", "tokens": [4, 104]}]}, seq_id=4)
-        request_id = httpx.post(service + path, json=body, timeout=60).json()["request_id"]
-        answer = httpx.post(f"{service}/api/v1/retrieve_future", json={"request_id": request_id}, timeout=60)
-        assert answer.headers["content-type"] == "application/x-protobuf", answer.text
-        assert all(ending(folder, name) for name in ("lonelyFalse", "lonelyTrue", "104")), "each found it gone"
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            chats = [pool.submit(ask, service, "broken 104", stream=stream) for stream in (False, True)]
+            request_id = httpx.post(service + path, json=body, timeout=60).json()["request_id"]
+            done = httpx.post(f"{service}/api/v1/retrieve_future", json={"request_id": request_id}, timeout=60)
+            answers = [chat.result() for chat in chats]
+        assert done.headers["content-type"] == "application/x-protobuf", done.text
+        assert all(answer.status_code == 200 and "error" not in answer.text for answer in answers), answers
+        assert ending(folder, "104") not in (None, answers[0].json()["model"]), "another replica answered"
+        answer = ask(service, "die lonely")
+        assert answer.status_code == 200 and ending(folder, "lonely") == "died", answer.text
     finally:
         stop_application("lonely")
 
