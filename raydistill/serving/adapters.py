@@ -148,8 +148,11 @@ class AdapterTable:
         was_there = place in self._shelf.loaded
         loaded = await self._shelf.get(place, num_moves)
         self._point(key, loaded)
+        now = time.perf_counter()
+        if not was_there:
+            loaded.seconds.setdefault("flip", now - loaded.passed)
         parts = {} if was_there else loaded.seconds
-        metrics.observe_swap("/".join(key), loaded.engine_name, {**parts, "total": time.perf_counter() - start})
+        metrics.observe_swap("/".join(key), loaded.engine_name, {**parts, "total": now - start})
 
     def _point(self, key: Key, loaded: Loaded) -> None:
         before = self._served.get(key)
