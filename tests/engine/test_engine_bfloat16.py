@@ -8,8 +8,7 @@ import pytest
 from tests.engine.lora_engine import ask, make_adapters, open_engine
 
 pytest.importorskip("vllm")
-if "RAYDISTILL_MIXED_BATCHES" not in os.environ:
-    pytest.skip("an engine of its own: `make soak`", allow_module_level=True)
+pytestmark = pytest.mark.skipif("RAYDISTILL_MIXED_BATCHES" not in os.environ, reason="an engine: `make soak`")
 TOKENS, TOP = 6, 20
 MIXED_BATCHES = 5
 TOLERANCE_NATS = 0.2  # what bfloat16 itself is off by, a token
