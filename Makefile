@@ -52,8 +52,8 @@ soak: setup  ## hours: SEEDS runs of create_data in which everything dies once, 
 	$(LOCK) $(BIN)/python -m tests.chaos.soak --seeds 3 --teacher vllm --results soak-vllm.json
 	RAYDISTILL_MUTANTS=820 $(BIN)/python -m pytest tests/registry/test_mutants.py
 	RAYDISTILL_SWAP_SEEDS=100 $(BIN)/python -m pytest tests/serving/test_swaps.py
-	RAYDISTILL_MIXED_BATCHES=1000 $(LOCK) $(BIN)/python -m pytest tests/engine/test_engine_lora.py
-	RAYDISTILL_SWAPS=100 $(LOCK) $(BIN)/python -m pytest tests/jobs/test_swaps_under_load.py
+	RAYDISTILL_MIXED_BATCHES=1000 $(LOCK) $(BIN)/python -m pytest tests/engine/test_engine_lora.py tests/engine/test_engine_bfloat16.py
+	RAYDISTILL_SWAPS=100 $(LOCK) $(BIN)/python -m pytest tests/jobs/test_swaps_under_load.py tests/jobs/test_killed_under_load.py
 
 lint: $(VENV)/.installed  ## ruff, ruff format, pyright
 	$(BIN)/ruff check .

@@ -140,9 +140,10 @@ def _find_refusal(status: dict[str, Any], alias: str, version: Version) -> str |
 
 
 def _find_delay(status: dict[str, Any], label: str) -> str | None:
-    """Return what a replica cannot read: the registry, or the version."""
+    """Return what a replica cannot read, the registry or the version, or since when it loads the version."""
     told = [status, *status.get("replicas", [])]
     faults = [fault for one in told for fault in (one.get("storage_error"), one.get("unread", {}).get(label)) if fault]
+    faults += [f"it is being loaded since {one['loading'][label]}" for one in told if label in one.get("loading", {})]
     return faults[0] if faults else None
 
 

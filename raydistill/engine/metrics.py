@@ -30,7 +30,7 @@ _SERIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "refusals": ("Counter", "Versions that were refused, by the check that they failed.", ("version", "reason")),
     "swap_seconds": (
         "Histogram",
-        "A swap, by part: download, digests, load, probe, total.",
+        "A swap, by part: download, digests, load, probe, flip, total.",
         (*_BY_VERSION, "part"),
     ),
     "storage_errors": ("Counter", "Looks at the registry that failed.", ()),
@@ -127,7 +127,7 @@ def observe_swap(alias: str, version: str, seconds: Mapping[str, float]) -> None
     Args:
         alias: as `name/alias`.
         version: as `name/v0001@digest`.
-        seconds: by part (record, download, digests, checks, load, probe), `total` from noticing the move on.
+        seconds: by part (record, download, digests, checks, load, probe, flip), `total` from noticing the move on.
     """
     for part, value in seconds.items():
         _series("swap_seconds").observe(value, {"alias": alias, "version": version, "part": part})

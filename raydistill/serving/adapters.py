@@ -118,13 +118,14 @@ class AdapterTable:
         self._storage_error = None
         self._looks += 1
         wanted = self._wanted()
-        for key in sorted(wanted - self._following.keys()):
-            self._following[key] = task = asyncio.create_task(self._follow(key, falls_back))
-            task.add_done_callback(lambda _, key=key: self._following.pop(key))
         for key in set(self._served) - wanted:
             metrics.set_active("/".join(key), "", self._served.pop(key).engine_name)
             self._unread.pop(key, None)
-        await self._evict()
+        if not self._following:  # what has just been loaded and is not pointed to yet must not leave
+            await self._evict()
+        for key in sorted(wanted - self._following.keys()):
+            self._following[key] = task = asyncio.create_task(self._follow(key, falls_back))
+            task.add_done_callback(lambda _, key=key: self._following.pop(key))
 
     def _lasts(self, error: OSError) -> bool:
         """Return whether a fault does not pass by itself, as far as one can tell: a mount may always come back."""
@@ -166,9 +167,18 @@ class AdapterTable:
         start, place = time.perf_counter(), (key[0], label)
         was_there = place in self._shelf.loaded
         loaded = await self._shelf.get(place, num_moves)
+        if not self._may_mean(key, label):
+            return
         self._point(key, loaded)
+        now = time.perf_counter()
+        if not was_there:
+            loaded.seconds.setdefault("flip", now - loaded.passed)
         parts = {} if was_there else loaded.seconds
-        metrics.observe_swap("/".join(key), loaded.engine_name, {**parts, "total": time.perf_counter() - start})
+        metrics.observe_swap("/".join(key), loaded.engine_name, {**parts, "total": now - start})
+
+    def _may_mean(self, key: Key, label: str) -> bool:
+        """Return whether an alias may still mean a version that was on its way: it may be rolled back by now."""
+        return label in self._followed.models[key[0]].targets(key[1])
 
     def _point(self, key: Key, loaded: Loaded) -> None:
         before = self._served.get(key)

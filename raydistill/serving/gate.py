@@ -26,7 +26,9 @@ class Loaded:
         engine_name: name/v0001@digest: what every response carries.
         adapter: vLLM's LoRARequest.
         folder: its files, which stay for as long as the engine may ask for them.
-        seconds: what its way took, by part: record, download, digests, checks, load, probe.
+        seconds: what its way took, by part: record, download, digests, checks, load, probe; and flip, from there to
+            when the first alias meant it.
+        passed: when its probe had passed, on the clock of time.perf_counter.
     """
 
     version: Version
@@ -34,6 +36,7 @@ class Loaded:
     adapter: Any
     folder: Path
     seconds: dict[str, float]
+    passed: float
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Gate:
         except BaseException:  # nor on the disk, whatever ended it
             await asyncio.to_thread(shutil.rmtree, private, ignore_errors=True)
             raise
-        return Loaded(version, engine_name, adapter, private, seconds)
+        return Loaded(version, engine_name, adapter, private, seconds, time.perf_counter())
 
 
 @contextlib.contextmanager

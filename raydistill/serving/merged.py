@@ -30,6 +30,9 @@ class MergedTable(AdapterTable):
     def _wanted(self) -> set[Key]:
         return super()._wanted() & {self._alias}
 
+    def _may_mean(self, key: Key, label: str) -> bool:
+        return True  # it is in the weights, and requests wait; the next look follows to where the alias is by now
+
     def _point(self, key: Key, loaded: Loaded) -> None:
         super()._point(key, loaded)
         self._weights.open()

@@ -88,6 +88,10 @@ def test_promote_is_not_misled_by_a_refusal_of_before_and_tells_what_cannot_be_r
         words = ("rollback", "triage", "--wait", "--url", url, "--timeout", "0.5", "--storage", folder)
         assert "is missing" in run(*words, status=1)
         assert "cannot read" in run("status", "--url", url)
+    slow["replicas"][0] |= {"unread": {}, "loading": {"triage/v0001": "2026-01-02T03:04:05+00:00"}}
+    with serve_app(Front(slow).app) as url:
+        words = ("promote", "triage", "v0001", "--wait", "--url", url, "--timeout", "0.5", "--storage", folder)
+        assert "it is being loaded since 2026-01-02T03:04:05" in " ".join(run(*words, status=1).split())
 
 
 def test_nothing_is_moved_where_the_service_to_wait_for_does_not_answer(folder, run):

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from tests.engine.lora_engine import ask, make_adapters, open_engine
 from tests.plain_passes import greedy_tokens
 from tests.tiny_adapter import make_tiny_adapter
 
@@ -20,45 +21,16 @@ PROMPTS = [[5, 9, 33, 70, 8], [44, 12, 90], [61, 7, 7, 23, 150, 81, 200], [301, 
 def engine(model_dir, tmp_path_factory):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
-    from vllm import LLM
 
-    from raydistill.engine.args import vllm_args
-    from raydistill.engine.config import EngineConfig
-
-    folder = tmp_path_factory.mktemp("engine")
-    folders = [
-        make_tiny_adapter(model_dir, folder / f"adapter{seed}", seed, rank=8, alpha=16, scale=0.07)
-        for seed in (1, 2, 3)
-    ]
+    folders = make_adapters(model_dir, tmp_path_factory.mktemp("engine"))
     bases = [AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32) for _ in folders]
     peft = [PeftModel.from_pretrained(*pair).eval() for pair in zip(bases, folders, strict=True)]
-    config = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=16, max_loras=2, max_lora_rank=8)
-    args = vllm_args(config, on_gpu=False, lora=True) | {
-        "max_loras": 3,  # three adapters, three slots: none to spare
-        "max_num_batched_tokens": 128,  # longer prompts are cut in chunks
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        llm = LLM(model_dir, **args)
+    with open_engine(model_dir, "float32") as llm:
         yield llm, model_dir, folders, peft
-        llm.llm_engine.engine_core.shutdown()
 
 
 def _ask(llm, prompts, adapters):
-    from vllm import TokensPrompt
-
-    from raydistill.core.records import TokenRequest
-    from raydistill.engine.wording import make_result, sampling_params
-
-    row = TokenRequest(tokens=[], max_tokens=TOKENS, temperature=0, ignore_eos=True)
-    outputs = llm.generate(
-        [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
-        sampling_params(row),
-        lora_request=adapters,
-        use_tqdm=False,
-    )
-    results = [make_result(row, output, "", 0.0) for output in outputs]
+    results = ask(llm, prompts, adapters, max_tokens=TOKENS)
     return [(result.tokens, result.logprobs) for result in results]
 
 

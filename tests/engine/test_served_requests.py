@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import re
 import time
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pytest
 import raydistill
 from raydistill import types
 from tests.engine.bad_requests import CHAT, CHATS, JSON, RAW, chat, check, sample, samples
-
-LINE = re.compile(r"ray_raydistill_(\w+)\{(.*)\} (\S+)")
+from tests.series import read_series
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +135,6 @@ def test_the_openai_sdk_chats_whole_and_streamed_and_names_the_fault_of_a_reques
         client.chat.completions.create(**asked | {"model": "nobody"})
     with pytest.raises(openai.UnprocessableEntityError, match="max_tokens"):
         client.chat.completions.create(**asked | {"max_tokens": -1})
-
-
-def read_series(port):
-    """Return (name, labels, value) of our series on a node's metrics port."""
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
-    for line in text.splitlines():
-        match = LINE.fullmatch(line)
-        if match:
-            yield match[1], dict(re.findall(r'(\w+)="([^"]*)"', match[2])), float(match[3])
 
 
 def wait_for(condition, what, seconds=20.0):

@@ -9,8 +9,8 @@ import raydistill
 from raydistill.core.errors import NotFoundError
 from raydistill.engine.config import EngineConfig
 from raydistill.registry.aliases import move_alias, read_aliases
-from raydistill.registry.resolve import rollback
-from tests.jobs.students import CHAT, POLL_SECONDS, chat, sample, spoil_probe, wait_for
+from raydistill.registry.resolve import resolve, rollback
+from tests.jobs.students import CHAT, HEADER, POLL_SECONDS, chat, sample, spoil_probe, wait_for
 from tests.scaled_version import publish_scaled
 
 FACTORS = (-1.5, 0.5, 1.4)
@@ -27,6 +27,11 @@ def merged_url(world):
     engine = EngineConfig.model_validate({**settings, "adapter_mode": "merged", "merged_alias": "tiny/final"})
     app.start(world.base_dir, world.settings.task.storage, engine, POLL_SECONDS, ("merged", "/merged"))
     try:
+        first = {"model": "tiny", "messages": CHAT, "max_tokens": 4}
+        answer = httpx.post(f"{world.url}/merged/v1/chat/completions", json=first, timeout=60)
+        version = resolve(world.settings.models_uri, "final")
+        exact = f"tiny/{version.label}@{version.content_digest}"
+        assert (answer.status_code, answer.headers.get(HEADER)) == (200, exact), "it was up before its version was"
         yield f"{world.url}/merged"
     finally:
         app.stop("merged")

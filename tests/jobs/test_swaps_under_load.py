@@ -15,6 +15,7 @@ from raydistill.registry.resolve import rollback
 from raydistill.registry.versions import read_version
 from tests.jobs.students import CHAT, HEADER, TOKENS, chat, sample, spoil_probe, wait_for
 from tests.scaled_version import publish_scaled
+from tests.series import read_series
 
 SWAPS = int(os.environ.get("RAYDISTILL_SWAPS", "12"))  # `make soak` asks for more
 FACTORS = (-1.5, 0.5, 1.4)
@@ -110,6 +111,35 @@ async def swap_under_load(world, uri, versions, broken):
     reasons = [status["refused"][f"tiny/{version.label}"] for version in broken]
     assert "SHA-256" in reasons[0] and "the probe failed" in reasons[1]
     assert not any(version.label in name for version in broken for name in status["replicas"][0]["load_seconds"])
+    await find_series(status, set(exact.values()), *(f"tiny/{version.label}" for version in broken))
+
+
+async def find_series(status, exact, spoilt, disproved):
+    """Return when the node's metrics port tells of all that happened; Ray sends them there every few seconds."""
+    import ray
+
+    port, replica = ray.nodes()[0]["MetricsExportPort"], status["replicas"][0]["replica"]
+    current = status["aliases"]["tiny/final"]
+    wanted = {("refusals_total", spoilt, "digests"), ("refusals_total", disproved, "probe")}
+    wanted |= {("loads_total", version, "") for version in exact}
+    wanted |= {("swap_seconds_count", version, "total") for version in exact}
+    for _ in range(80):
+        series = [item for item in read_series(port) if item[1].get("replica") == replica]
+        told = {
+            (name, labels.get("version"), labels.get("reason") or labels.get("part") or "")
+            for name, labels, value in series
+            if value > 0 and labels.get("alias", "tiny/final") == "tiny/final"
+        }
+        active = {
+            labels["version"]: value
+            for name, labels, value in series
+            if name == "active_version" and labels["alias"] == "tiny/final"
+        }
+        if wanted <= told and [version for version, value in active.items() if value == 1] == [current]:
+            break
+        await asyncio.sleep(0.5)
+    assert wanted <= told, wanted - told
+    assert {version: float(version == current) for version in exact | {current}}.items() <= active.items()
 
 
 @pytest.mark.skipif("RAYDISTILL_SWAPS" not in os.environ, reason="a kill costs 41 s: `make soak`")

@@ -17,7 +17,7 @@ from tests.registry.mutants import MUTANTS
 from tests.registry.version_copy import Copy
 
 SEED = 6
-COUNT = int(os.environ.get("RAYDISTILL_MUTANTS", "41"))  # `make soak` asks for more
+COUNT = int(os.environ.get("RAYDISTILL_MUTANTS", "205"))  # `make soak` asks for more
 MAX_RANK = 8
 FEWEST_KINDS = 41
 

@@ -126,7 +126,7 @@ def test_loads_refusals_and_swaps_are_counted_once_each(registry, engine, table,
         ("count_refusal", "triage/v0003", "digests"),
     ]
     assert swap[:2] == ["triage/final", exact]
-    assert set(swap[2]) == {"record", "download", "digests", "checks", "load", "probe", "total"}
+    assert set(swap[2]) == {"record", "download", "digests", "checks", "load", "probe", "flip", "total"}
     assert swap[2]["total"] >= sum(value for part, value in swap[2].items() if part != "total")
     monkeypatch.setattr(follow, "find_etags", storage_away)
     asyncio.run(table.refresh())

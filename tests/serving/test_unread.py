@@ -31,6 +31,37 @@ def test_what_fails_again_and_again_is_tried_less_often_until_the_alias_moves_to
     assert served(table) == {"triage/final": "triage/v0002"}
 
 
+def test_a_version_that_is_rolled_back_while_it_loads_answers_nobody(registry, engine, tmp_path):
+    registry.publish(count=2)
+    move_alias(registry.model(), "final", "v0001")
+    may_load = asyncio.Event()
+    may_load.set()
+    seen = set()
+
+    async def load(name, folder):
+        await may_load.wait()
+        return await engine.load(name, folder)
+
+    async def run():
+        await table.refresh()
+        may_load.clear()
+        move_alias(registry.model(), "final", "v0002")
+        await table.look()
+        rollback(registry.model(), "final")
+        await table.look()
+        assert list(table.status()["loading"]) == ["triage/v0002"]
+        may_load.set()
+        while table.status()["loading"]:
+            await asyncio.sleep(0.001)
+            seen.update(served(table).values())
+        await table.refresh()
+        seen.update(served(table).values())
+
+    table = AdapterTable(registry.uri, dataclasses.replace(engine.gate(tmp_path / "cache"), load=load), max_resident=4)
+    asyncio.run(run())
+    assert seen == {"triage/v0001"} and len(engine.loads) == 2
+
+
 def test_a_load_that_hangs_stops_no_other_alias_is_told_and_is_given_up(registry, engine, tmp_path):
     for name in ("a", "b"):
         registry.publish(name, 3)
