@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from raydistill.core import storage
-from raydistill.core.errors import QualityError
+from raydistill.core.errors import NotFoundError, QualityError
 from raydistill.core.idset import ID_DIGITS
-from raydistill.core.records import Manifest
+from raydistill.core.records import Manifest, Shard
 from raydistill.core.uris import join
 from raydistill.dataset.export import JsonlExport
 from raydistill.dataset.keep import LEAST, Origin, keep_table
@@ -26,8 +26,8 @@ from raydistill.dataset.pick import pick_rows
 from raydistill.dataset.read import read_manifest_and_etag
 from raydistill.dataset.rules import Rules
 from raydistill.dataset.shards import ShardWriter
-from raydistill.dataset.sieve import Sieve, Terms, make_sieve
-from raydistill.dataset.spending import read_spent, with_spent
+from raydistill.dataset.sieve import JUDGEMENTS, Sieve, Terms, make_sieve
+from raydistill.dataset.spending import add_tokens, read_spent, with_spent
 from raydistill.dataset.write import put_manifest
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,9 @@ def finish_dataset(
     manifest, etag = read_manifest_and_etag(folder)
     unnamed = find_unnamed(folder, manifest.answers, Origin.of(draft))
     spent = read_spent(folder, manifest, unnamed)
-    shards = [*manifest.answers, *(commit.shard for commit in unnamed)]
-    while joined := choose_compaction(shards, at_end=True):
-        shards = replace_shards(shards, joined, compact(folder, joined))
+    shards = _join_all(folder, [*manifest.answers, *(commit.shard for commit in unnamed)])
+    if terms.rubric is not None:
+        _finish_ledger(join(folder, JUDGEMENTS), Origin.of(draft))
     asked = np.sort(asked)
     with JsonlExport(output) if output != folder else contextlib.nullcontext() as export:
         sieve = make_sieve(folder, draft, terms, lambda: pick_rows(folder, shards, asked))
@@ -77,6 +77,27 @@ def finish_dataset(
     if counts["dropped"]:
         logger.warning("%s: of %d answers, dropped: %s.", folder, counts["asked"], counts["dropped"])
     return manifest
+
+
+def _join_all(folder: str, shards: list[Shard]) -> list[Shard]:
+    """Return a ledger's objects with no small one among them."""
+    while joined := choose_compaction(shards, at_end=True):
+        shards = replace_shards(shards, joined, compact(folder, joined))
+    return shards
+
+
+def _finish_ledger(place: str, origin: Origin) -> None:
+    """Name and join what a judge's ledger has in small objects; there may be none."""
+    try:
+        manifest, etag = read_manifest_and_etag(place)
+    except NotFoundError:
+        return
+    unnamed = find_unnamed(place, manifest.answers, origin)
+    shards = _join_all(place, [*manifest.answers, *(commit.shard for commit in unnamed)])
+    tokens = add_tokens(manifest.tokens, *(commit.tokens for commit in unnamed))
+    if shards != manifest.answers:
+        put_manifest(place, dataclasses.replace(manifest, answers=shards, tokens=tokens), etag)
+    clean(place, shards)
 
 
 def _sort_out(folder: str, tables: Iterator[pa.Table], sieve: Sieve, export: JsonlExport | None) -> dict[str, Any]:

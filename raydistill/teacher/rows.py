@@ -24,6 +24,7 @@ from raydistill.core.records import Message, Query
 from raydistill.core.uris import join
 from raydistill.renderers import Renderer
 
+REQUESTS = "requests"  # in a dataset's folder: the request objects
 LARGEST_OBJECT = 10_000  # rows
 OBJECTS_PER_ACTOR = 16  # at least, where there are rows enough: so actors end at about the same time
 BATCH_ROWS = 4096
@@ -187,6 +188,12 @@ def read_requests(folder: str, name: str) -> list[dict[str, Any]]:
     """Return the rows of a request object."""
     data = storage.read_bytes(join(folder, f"{name}.parquet"))
     return pq.read_table(io.BytesIO(data)).to_pylist()
+
+
+def clear_requests(folder: str) -> None:
+    """Delete the request objects of a folder, those of a run that was killed too; nobody may be asking."""
+    for name in storage.list_names(folder):
+        storage.delete(join(folder, name))
 
 
 def _write_object(batch: list[dict[str, Any]], folder: str) -> str:

@@ -1,0 +1,123 @@
+"""create_data dies at every change that it makes to storage, and the same command goes on from there, without Ray."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import create_data
+from jobs.data_config import CreateDataConfig
+from raydistill.core import storage
+from raydistill.core.records import manifest_from_json
+from raydistill.dataset.layout import read_table
+from tests.jobs.asking_here import HashHere, teacher_here
+from tests.jobs.create_data_desk import Desk, contents
+
+__all__ = ["teacher_here"]
+CHANGES = ("write_bytes", "delete", "upload")
+CALLS = (*CHANGES, "read", "read_bytes", "list_names", "exists", "filesystem")
+
+
+class Killed(BaseException):
+    """A kill: nothing that catches errors catches it."""
+
+
+def run(config: CreateDataConfig, teacher: Any) -> None:
+    create_data.run(config, teacher, on_progress=lambda _: None)
+
+
+def configure(folder: Path, teacher: HashHere, output: str) -> CreateDataConfig:
+    """Return a small dataset; where it is a folder, the teacher also writes queries and grades its answers."""
+    folder.mkdir()
+    desk = Desk(
+        folder, teacher.model_dir, [f"Where is parcel {index}?" for index in range(5 if ".jsonl" in output else 2)]
+    )
+    whole = {
+        "expand": {"enabled": True, "max_tokens": 64},
+        "judge": {"rubric": "Short?", "lowest_score": 0, "highest_score": 9, "threshold": 3, "sees_prompt": False},
+    }
+    return desk.config(
+        output_file=str(folder / "out" / output),
+        num_examples=10,
+        num_samples=2,
+        commit_rows=2,
+        smoke_rows=3,
+        smoke_min_kept=0,
+        max_dropped_share=1.0,
+        **({} if ".jsonl" in output else whole),
+    )
+
+
+def at_each_call(patch: pytest.MonkeyPatch, names: tuple[str, ...], before: Callable[[], None]) -> None:
+    """Have something done before each call of some functions of core.storage."""
+
+    def wrap(name: str) -> Callable[..., Any]:
+        function = getattr(storage, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            before()
+            return function(*arguments, **options)
+
+        return call
+
+    for name in names:
+        patch.setattr(storage, name, wrap(name))
+
+
+def run_and_die(config: CreateDataConfig, teacher: HashHere, die_at: int) -> bool:
+    """Run until the die_at-th change to storage is about to be made; return whether there was one."""
+    number = itertools.count(1)
+
+    def die() -> None:
+        if next(number) >= die_at:  # a dead process makes no further one either, on whatever thread
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_each_call(patch, CHANGES, die)
+        try:
+            run(config, teacher)
+        except Killed:
+            return True
+    return False
+
+
+def describe(config: CreateDataConfig) -> dict[str, Any]:
+    """Return all that is there; of the ledgers' objects, which hold rows in the order they came, the sorted rows."""
+    place = Path(config.output_file).parent
+    files = {name.removeprefix(f"{place}/"): data for name, data in contents(place).items()}
+    found: dict[str, Any] = {name: data for name, data in files.items() if "/answers/" not in name}
+    for name in [name for name in found if name.endswith("manifest.json")]:
+        manifest, folder = manifest_from_json(found.pop(name)), str(place / name.removesuffix("/manifest.json"))
+        rows = [row for shard in manifest.answers for row in read_table(folder, shard).to_pylist()]
+        found[f"{name}: answers"] = sorted(rows, key=lambda row: row["id"])
+        assert [shard.uri for shard in manifest.answers] == [
+            f"answers/{path.name}" for path in Path(folder).glob("answers/ledger-*")
+        ]
+        assert not list(Path(folder).glob("answers/new/*"))
+        if "judgements" not in name:
+            # What was spent on queries lacks a round that was cut short: docs/data.md says so.
+            found[name] = dataclasses.replace(manifest, answers=[], spent={})
+    return found
+
+
+@pytest.mark.parametrize(("output", "num_changes"), [("dataset", 45), ("out.jsonl", 20)])
+def test_a_job_that_died_at_any_change_to_storage_goes_on(
+    tmp_path: Path, teacher_here: HashHere, output: str, num_changes: int
+) -> None:
+    whole = configure(tmp_path / "whole", teacher_here, output)
+    run(whole, teacher_here)
+    expected, num_asked = describe(whole), teacher_here.num_asked
+    for die_at in itertools.count(1):
+        config = configure(tmp_path / str(die_at), teacher_here, output)
+        teacher_here.num_asked = 0
+        if not run_and_die(config, teacher_here, die_at):
+            assert die_at > num_changes
+            return
+        run(config, teacher_here)
+        found = describe(config)
+        differing = {name for name in {*found, *expected} if found.get(name) != expected.get(name)}
+        assert not differing, f"it died at change {die_at}"
+        assert teacher_here.num_asked <= num_asked + config.commit_rows, f"it died at change {die_at}"
