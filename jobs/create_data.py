@@ -33,6 +33,7 @@ from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
 from jobs.runtime import ClusterConfig, claim_application, connect, require, require_shared, run_main, start_http
 from raydistill.core.idset import contains, pack_ids
+from raydistill.core.patience import patiently
 from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute, join
 from raydistill.dataset.finish import check_first, finish_dataset
@@ -129,7 +130,7 @@ def _create(
         keep_prompt(plan.prompt, join(plan.folder, "prompts"))
         with show_stage(f"teacher: writing {plan.num_short} queries"):
             write_queries(plan, config, teacher, queries or given_queries(config), ledger)
-        plan = make_plan(config, queries)
+        plan = patiently(lambda: make_plan(config, queries))
     standing = read_standing(plan, config.retry_failed)
     if standing.num_missing:
         logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))

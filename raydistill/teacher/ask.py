@@ -15,7 +15,6 @@ from ray.data.context import DataContext
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.answers import Commit, answer_to_row
-from raydistill.core.patience import patiently
 from raydistill.core.prompts import Prompt
 from raydistill.core.records import Answer
 from raydistill.renderers import Renderer
@@ -139,7 +138,7 @@ class AskTeacher:
         if state == "ended":  # only the word of it was lost
             return 0
         answered = desk.ledger.read_answered(name) if state == "begun" else set()
-        requests = patiently(lambda: read_requests(desk.requests, name))
+        requests = read_requests(desk.requests, name)
         committed = self._ask(name, [row for row in requests if row["id"] not in answered])
         ray.get(desk.tally.end.remote(name))
         return committed

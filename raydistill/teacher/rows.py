@@ -19,6 +19,7 @@ from raydistill.core import storage
 from raydistill.core.answers import REQUEST_SCHEMA, answer_id
 from raydistill.core.errors import ConfigError
 from raydistill.core.idset import ID_TYPE, contains, find_positions, pack_ids, unpack_ids
+from raydistill.core.patience import delete_patiently, list_patiently, patiently
 from raydistill.core.prompts import QUERY_SLOT, Prompt, teacher_messages
 from raydistill.core.records import Message, Query
 from raydistill.core.uris import join
@@ -186,21 +187,20 @@ def write_requests(rows: Iterable[dict[str, Any]], rows_per_object: int, folder:
 
 def read_requests(folder: str, name: str) -> list[dict[str, Any]]:
     """Return the rows of a request object."""
-    data = storage.read_bytes(join(folder, f"{name}.parquet"))
+    data = patiently(lambda: storage.read_bytes(join(folder, f"{name}.parquet")))
     return pq.read_table(io.BytesIO(data)).to_pylist()
 
 
 def clear_requests(folder: str) -> None:
     """Delete the request objects of a folder, those of a run that was killed too; nobody may be asking."""
-    for name in storage.list_names(folder):
-        storage.delete(join(folder, name))
+    delete_patiently(join(folder, name) for name in list_patiently(folder))
 
 
 def _write_object(batch: list[dict[str, Any]], folder: str) -> str:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(batch, schema=REQUEST_SCHEMA), buffer, compression="zstd")
     name = uuid.uuid4().hex
-    storage.write_bytes(join(folder, f"{name}.parquet"), buffer.getvalue())
+    patiently(lambda: storage.write_bytes(join(folder, f"{name}.parquet"), buffer.getvalue()))
     return name
 
 

@@ -1,7 +1,8 @@
-"""create_data dies at every change that it makes to storage, and the same command goes on from there, without Ray."""
+"""create_data dies at every change that it makes to storage, or finds it away at every call, without Ray."""
 
 import dataclasses
 import itertools
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from jobs import create_data
 from jobs.data_config import CreateDataConfig
-from raydistill.core import storage
+from raydistill.core import patience, storage
+from raydistill.core.errors import UnavailableError
 from raydistill.core.records import manifest_from_json
 from raydistill.dataset.layout import read_table
 from tests.jobs.asking_here import HashHere, teacher_here
@@ -19,6 +21,7 @@ from tests.jobs.create_data_desk import Desk, contents
 __all__ = ["teacher_here"]
 CHANGES = ("write_bytes", "delete", "upload")
 CALLS = (*CHANGES, "read", "read_bytes", "list_names", "exists", "filesystem")
+READ_BEFORE = {"source", "find_files", "read_rows"}  # functions that read queries, before any of them is asked
 
 
 class Killed(BaseException):
@@ -121,3 +124,28 @@ def test_a_job_that_died_at_any_change_to_storage_goes_on(
         differing = {name for name in {*found, *expected} if found.get(name) != expected.get(name)}
         assert not differing, f"it died at change {die_at}"
         assert teacher_here.num_asked <= num_asked + config.commit_rows, f"it died at change {die_at}"
+
+
+@pytest.mark.parametrize("output", ["dataset", "out.jsonl"])
+def test_a_store_that_is_away_at_any_call_once_asking_has_begun_is_waited_for(
+    tmp_path: Path, teacher_here: HashHere, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    whole, config = (configure(tmp_path / name, teacher_here, output) for name in ("whole", "away"))
+    run(whole, teacher_here)
+    monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.001)
+    places: set[tuple[Any, ...]] = set()  # from where storage was called
+
+    def be_away_once() -> None:
+        frames = traceback.extract_stack()[:-2]
+        place = tuple((frame.filename, frame.lineno) for frame in frames)
+        is_exempt = frames[-1].filename == storage.__file__ or READ_BEFORE & {frame.name for frame in frames}
+        if place in places or is_exempt or not Path(config.output_file).parent.exists():
+            return
+        places.add(place)
+        raise UnavailableError(f"away for {place[-1]}.")
+
+    at_each_call(monkeypatch, CALLS, be_away_once)
+    run(config, teacher_here)
+    monkeypatch.undo()
+    assert describe(config) == describe(whole)
+    assert len(places) > 20
