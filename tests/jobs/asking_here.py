@@ -29,16 +29,17 @@ class HashHere:
     fault: str | None = None
 
     @property
-    def info(self) -> "_Method":
+    def info(self) -> "Method":
         """What asking wants to know."""
-        return _Method(lambda: {"max_model_len": 640})
+        return Method(lambda: {"max_model_len": 640})
 
     @property
-    def generate(self) -> "_Method":
+    def generate(self) -> "Method":
         """Answers rows."""
-        return _Method(lambda rows, after=None: [self._answer(row) for row in rows])
+        return Method(lambda rows, after=None: [self.answer(row) for row in rows])
 
-    def _answer(self, row: TokenRequest) -> TokenResult:
+    def answer(self, row: TokenRequest) -> TokenResult:
+        """Return the answer to a row."""
         self.num_asked += 1
         if self.fault is not None:
             return TokenResult([], [], "error", Usage(len(row.tokens), 0, 0), error=self.fault)
@@ -49,7 +50,7 @@ class HashHere:
         return TokenResult(tokens, [], "stop", Usage(len(row.tokens), 0, len(tokens)))
 
 
-class _Method:
+class Method:
     """A method of a handle: what it gives is there at once."""
 
     request_id = "1"
@@ -57,10 +58,10 @@ class _Method:
     def __init__(self, do: Any) -> None:
         self._do = do
 
-    def remote(self, *arguments: Any, **options: Any) -> "_Method":
-        return _Method(functools.partial(self._do, *arguments, **options))
+    def remote(self, *arguments: Any, **options: Any) -> "Method":
+        return Method(functools.partial(self._do, *arguments, **options))
 
-    def result(self, timeout_s: float) -> Any:
+    def result(self, timeout_s: float | None = None) -> Any:
         return self._do()
 
 
