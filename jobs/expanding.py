@@ -81,8 +81,8 @@ def _ask(request: ExpansionRequest, plan: Plan, config: CreateDataConfig, attemp
 
 
 def _read_reply(result: TokenResult, plan: Plan) -> Reply:
-    if not result.tokens:
-        return Reply("")
+    if result.error is not None or not result.tokens:
+        return Reply("", error=result.error)
     return Reply(plan.renderer.parse_response(result.tokens)[0]["content"], truncated=result.finish_reason == "length")
 
 
