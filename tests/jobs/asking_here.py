@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,14 +67,19 @@ class Method:
 
 
 def ask_here(asker: Asker, work: Work) -> None:
-    """Do what jobs.asking.ask_missing does, row by row; of two commits the first is named together with the second."""
+    """Do what jobs.asking.ask_missing does, row by row; of two commits the first is named together with the second.
+
+    Small objects are joined where the ledger asks for it, at once and in this process.
+    """
     requests = join(work.writer.folder, REQUESTS)
     clear_requests(requests)
     first, names = asking._write_requests(asker, work, num_actors=1)
     settings = make_settings(asker.config, asker.teacher, num_actors=1)
     conversation = Conversation(work.prompt, work.renderer, Attempts(asker.teacher.handle, settings), settings)
     commits = []
-    for name in [*(first.names if first else ()), *names]:
+    names = [*(first.names if first else ()), *names]
+    in_work = set(names)
+    for name in names:
         rows = read_requests(requests, name)
         for start in range(0, len(rows), asker.config.commit_rows):
             answers = conversation.answer(rows[start : start + asker.config.commit_rows])
@@ -82,6 +88,9 @@ def ask_here(asker: Asker, work: Work) -> None:
             if len(commits) == 2:
                 asker.ledger.add(commits)
                 commits = []
+        in_work.remove(name)
+        for _ in range(2):  # begins to join, and names what is joined
+            asker.ledger.compact(in_work)
     asker.ledger.add(commits)
     clear_requests(requests)
 
@@ -91,6 +100,8 @@ def teacher_here(model_dir: str, monkeypatch: pytest.MonkeyPatch) -> HashHere:
     """A teacher in this process, which create_data asks without Ray."""
     monkeypatch.setattr("jobs.asking.ask_missing", ask_here)
     monkeypatch.setattr("jobs.judging.ask_missing", ask_here)
+    here = SimpleNamespace(remote=lambda **_: Method, wait=lambda futures, timeout: (futures, []), get=Method.result)
+    monkeypatch.setattr("raydistill.dataset.appending.ray", here)
     cached = functools.cache(load_tokenizer)
     monkeypatch.setattr(raydistill.renderers, "load_tokenizer", cached)
     monkeypatch.setattr(f"{__name__}.load_tokenizer", cached)
