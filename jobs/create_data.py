@@ -31,7 +31,8 @@ from jobs.data_plan import (
 )
 from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
-from jobs.runtime import ClusterConfig, claim_application, connect, require, require_shared, run_main, start_http
+from jobs.runtime import ClusterConfig, connect, require, require_shared, run_main
+from jobs.teacher_application import open_teacher
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute, join
@@ -63,7 +64,8 @@ def run(
 
     Args:
         config: what to ask and where to.
-        handle: of a started teacher's engine; None starts one where there is anything to ask, and stops it.
+        handle: of a started teacher's engine; None takes the one that config names, or starts one and stops it, where
+            there is anything to ask.
         queries: instead of those of config.queries.
         engine: settings of the teacher.
         cluster: where a teacher that is started here runs.
@@ -83,21 +85,14 @@ def run(
         raise overrun
     if handle is not None:
         return _create(plan, config, queries, Teacher(handle, engine.max_replicas), on_progress)
-    check_length(plan, config, engine)
+    if config.teacher_application is None:
+        check_length(plan, config, engine)
     cluster = cluster or ClusterConfig.model_validate({})
     connect(cluster)
     require_shared(list_places(config), cluster)
-    require("create_data", cpus=logical_cpus(config, engine), gpus=engine.count_gpus(), cluster=cluster)
-    start_http(cluster)
-    from raydistill.teacher import app
-
-    application = claim_application("teacher", cluster, plan.folder)
-    with show_stage("teacher: starting"):
-        own_handle = app.start(config.teacher_model, engine, application)
-    try:
-        return _create(plan, config, queries, Teacher(own_handle, engine.max_replicas), on_progress)
-    finally:
-        app.stop(application[0])
+    require("create_data", cpus=logical_cpus(config, engine), gpus=count_gpus(config, engine), cluster=cluster)
+    with open_teacher(plan, config, engine, cluster) as (found, its_engine):
+        return _create(plan, config, queries, Teacher(found, its_engine.max_replicas), on_progress)
 
 
 def list_places(config: CreateDataConfig) -> list[Place]:
@@ -106,8 +101,17 @@ def list_places(config: CreateDataConfig) -> list[Place]:
 
 
 def logical_cpus(config: CreateDataConfig, engine: EngineConfig) -> int:
-    """Return the CPUs that Ray must have: a replica holds two, the ingress and each asking actor one, Ray Data one."""
-    return 2 * engine.max_replicas + 1 + config.count_actors(config.num_examples, engine.max_replicas) + 1
+    """Return the CPUs that Ray must have: a replica holds two, the ingress and each asking actor one, Ray Data one.
+
+    Those of a teacher that runs already are its own matter.
+    """
+    teacher = 2 * engine.max_replicas + 1 if config.teacher_application is None else 0
+    return teacher + config.count_actors(config.num_examples, engine.max_replicas) + 1
+
+
+def count_gpus(config: CreateDataConfig, engine: EngineConfig) -> int:
+    """Return the GPUs that Ray must have for the teacher; see `logical_cpus`."""
+    return engine.count_gpus() if config.teacher_application is None else 0
 
 
 def _create(

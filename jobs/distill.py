@@ -21,7 +21,6 @@ from jobs.places import Place
 from jobs.progress import show_stage
 from jobs.runtime import (
     ClusterConfig,
-    claim_application,
     connect,
     disconnect,
     require,
@@ -30,6 +29,7 @@ from jobs.runtime import (
     start_http,
 )
 from jobs.serve import StudentTable, start_student, stop_student, wait_for_version
+from jobs.teacher_application import open_teacher
 from jobs.teaching import check_loss
 from raydistill.client.service import ServiceClient
 from raydistill.core.errors import ConfigError
@@ -164,7 +164,8 @@ def _check_input(settings: Settings) -> Queries:
 
     queries = Queries(given=lambda: iter_side(False), apart=lambda: iter_side(True))
     plan = data_plan.make_plan(settings.create_data, queries)
-    check_length(plan, settings.create_data, settings.teacher)
+    if settings.create_data.teacher_application is None:
+        check_length(plan, settings.create_data, settings.teacher)
     student = train.check_model(settings.train)
     check_loss(settings.train, student, plan.draft.teacher, settings.create_data.top_logprobs is not None)
     return queries
@@ -192,7 +193,7 @@ def _count_gpus(settings: Settings) -> int:
     """Return the GPUs that the largest stage holds; training takes those that there are, unless it is told to."""
     training = settings.train.min_workers if settings.train.use_gpu else 0
     student = 0 if settings.student.url else settings.student.count_gpus()
-    return max(settings.teacher.count_gpus(), training, student)
+    return max(create_data.count_gpus(settings.create_data, settings.teacher), training, student)
 
 
 def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[Manifest, Reference]":
@@ -208,24 +209,18 @@ def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[M
     if reference is not None and not differing and is_answered:
         with clock.stage("create_data"):
             return create_data.run(settings.create_data, queries=queries), reference
-    from raydistill.teacher import app
-
-    with clock.stage("teacher_start"), show_stage("teacher: starting"):
-        application = claim_application("teacher", settings.cluster, plan.folder)
-        handle = app.start(settings.create_data.teacher_model, settings.teacher, application)
-    try:
+    with contextlib.ExitStack() as stack:
+        with clock.stage("teacher_start"):
+            teacher = open_teacher(plan, settings.create_data, settings.teacher, settings.cluster)
+            handle, engine = stack.enter_context(teacher)
         with clock.stage("create_data"):
-            manifest = create_data.run(
-                settings.create_data, handle, queries, engine=settings.teacher, cluster=settings.cluster
-            )
+            manifest = create_data.run(settings.create_data, handle, queries, engine=engine, cluster=settings.cluster)
         with clock.stage("reference"), show_stage("teacher: held-out answers"):
             reference = evaluate.collect(
                 settings.evaluate,
                 settings.task,
                 lambda rows: handle.generate.remote(rows).result(timeout_s=ASK_TIMEOUT_SECONDS),
             )
-    finally:
-        app.stop(application[0])
     return manifest, reference
 
 
