@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs import task
-from jobs.budget import check_length, estimate_tokens, find_overrun
+from jobs.budget import check_length, describe_writing, estimate_tokens, find_overrun
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import (
     Plan,
@@ -131,12 +131,13 @@ def _create(
     while plan.num_short:  # again where one that was written turns out to resemble another
         keep_prompt(plan.prompt, join(plan.folder, "prompts"))
         ledger = OpenLedger(plan.folder, go_on_from(plan))
+        given = queries or given_queries(config)
+        logger.info("%s", describe_writing(plan, config, given.given()))
         with show_stage(f"teacher: writing {plan.num_short} queries"):
-            write_queries(plan, config, teacher, queries or given_queries(config), ledger)
+            write_queries(plan, config, teacher, given, ledger)
         plan = make_plan(config, queries)
     standing = read_standing(plan, config.retry_failed)
-    if standing.num_missing:
-        logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
+    logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
     keep_prompt(plan.prompt, join(plan.folder, "prompts"))
     ledger = OpenLedger(plan.folder, standing.manifest)
     ledger.add(standing.unnamed)
