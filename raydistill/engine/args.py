@@ -70,7 +70,7 @@ def make_llm_config(
         model_loading_config={"model_id": model_id, "model_source": model_dir},
         engine_kwargs=vllm_args(config, on_gpu, lora),
         accelerator_config=GPUConfig(kind="gpu") if on_gpu else CPUConfig(kind="cpu"),
-        deployment_config={**deployment_options(config, drains=drains), "health_check_timeout_s": 60},
+        deployment_config=deployment_options(config, drains=drains),
         runtime_env={"env_vars": env},
         experimental_configs={"stream_batching_interval_ms": 0},
         server_cls=server_cls,
@@ -79,7 +79,7 @@ def make_llm_config(
 
 
 def deployment_options(config: EngineConfig, *, drains: bool) -> dict[str, Any]:
-    """Return Serve's words for how many replicas there are, how much one takes, and how one goes.
+    """Return Serve's words for how many replicas there are, how much one takes, how one goes, and when it is given up.
 
     Args:
         config: the engine's settings.
@@ -87,6 +87,8 @@ def deployment_options(config: EngineConfig, *, drains: bool) -> dict[str, Any]:
             at a teacher, its job asks again.
     """
     options: dict[str, Any] = {"max_ongoing_requests": config.max_rows_at_replica}
+    # Three failed checks end a replica: one whose engine is gone after 3 s. By Serve's 10 s it fails all rows for 30 s.
+    options |= {"health_check_period_s": 1, "health_check_timeout_s": 60}
     options["logging_config"] = {"encoding": "JSON"}
     if drains:
         options["graceful_shutdown_timeout_s"] = config.drain_seconds  # Serve's 20 s would cut a longer answer

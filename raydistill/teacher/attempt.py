@@ -11,12 +11,13 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
-from raydistill.core.errors import ServiceError
+from raydistill.core.errors import EngineLostError, ServiceError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.engine.routing import AFTER
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 8.0
+NOT_ASKED = (BackPressureError, EngineLostError)  # it is too busy, or its engine gone, for whatever row comes
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Attempts:
     """Asks a teacher's engine until each row is answered or has been asked max_attempts times.
 
     Serve never retries a request that a replica has accepted, so a dead replica, a timeout or an engine's refusal is
-    met here, and a replica that is being replaced is waited for. A teacher that is too busy to accept a call has not
-    been asked: that costs no attempt, only time.
+    met here, and a replica that is being replaced is waited for. A teacher that is too busy to accept a call, or whose
+    engine is gone until Serve notices, answers nobody: that costs no attempt, only time.
     """
 
     def __init__(self, handle: DeploymentHandle, settings: AskSettings) -> None:
@@ -117,21 +118,23 @@ class Attempts:
         """
         deadline = time.monotonic() + self._settings.timeout_seconds
         hint = {} if after is None else {AFTER: after}
-        busy = 0
+        waits, why = 0, ""
         while True:
             response = self._generate.remote(requests, **hint)
             try:
                 results = response.result(timeout_s=max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 response.cancel()
-                reason = f"no answer within {self._settings.timeout_seconds:g} s"
-            except BackPressureError as failure:
-                busy += 1
-                wait_seconds = backoff_seconds(busy)
+                reason = f"no answer within {self._settings.timeout_seconds:g} s{why}"
+            except NOT_ASKED as failure:
+                waits, why = waits + 1, f": {describe_failure(failure)}"
+                wait_seconds = backoff_seconds(waits)
                 if time.monotonic() + wait_seconds <= deadline:
+                    if isinstance(failure, EngineLostError):
+                        hint = {AFTER: response.request_id}
                     time.sleep(wait_seconds)
                     continue
-                reason = describe_failure(failure)
+                reason = f"no answer within {self._settings.timeout_seconds:g} s{why}"
             except (RayError, RayServeException) as failure:
                 reason = describe_failure(failure)
             else:

@@ -86,8 +86,6 @@ def start(name: str, folder: Path, **settings) -> str:
     if config.autoscaling is not None:  # a test does not wait the half minute that Serve looks back
         options["autoscaling_config"] |= {"look_back_period_s": 1, "metrics_interval_s": 0.2}
     options["request_router_config"] = RequestRouterConfig.model_validate({"request_router_class": ROUTER})
-    deployment = serve.deployment(
-        name="engine", ray_actor_options={"num_cpus": 0.1}, health_check_period_s=1, **options
-    )(StandIn)
+    deployment = serve.deployment(name="engine", ray_actor_options={"num_cpus": 0.1}, **options)(StandIn)
     run_application(make_ingress(deployment.bind(str(folder)), None, config), name, f"/{name}", 60)
     return f"/{name}"

@@ -39,3 +39,8 @@ def test_every_setting_of_autoscaling_reaches_serve():
         "downscale_delay_s": 7,
     }
     assert make_ingress("engine", None, config)._bound_deployment.init_args[1].may_sleep
+
+
+def test_a_replica_whose_engine_is_gone_is_given_up_within_seconds():
+    options = deployment_options(EngineConfig.model_validate({}), drains=False)
+    assert 3 * options["health_check_period_s"] <= 5, "Serve gives up after three failed checks"

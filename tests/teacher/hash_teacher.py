@@ -2,9 +2,9 @@
 
 Queries choose its faults by words in the prompt: "TRUNCATE" never ends, "EMPTY" ends at once, "FAIL" is always
 refused, "FLAKY" the first time, "LATER" the first five times; the first time "RAISE" is an exception, "SLOW" takes a
-minute, and "CRASH" kills the replica. Where one replica is sick, it does the same with "SICK-FLAKY", "SICK-RAISE" and
-"SICK-SLOW" every time, and the others never do. Asked for a grade, it gives one from 1 to 9, or none. "TELL" has the
-whole request written beside the log.
+minute, "CRASH" kills the replica, and "LOST" takes its engine away from all rows for LOST_SECONDS. Where one replica is
+sick, it does the same with "SICK-FLAKY", "SICK-RAISE" and "SICK-SLOW" every time, and the others never do. Asked for a
+grade, it gives one from 1 to 9, or none. "TELL" has the whole request written beside the log.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +21,13 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
+from raydistill.core.errors import EngineLostError
 from raydistill.core.models import model_revision
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.engine.routing import ROUTER
 from raydistill.renderers import load_tokenizer
+
+LOST_SECONDS = 4.0  # longer than the waits between three attempts
 
 
 @serve.deployment(name="engine", ray_actor_options={"num_cpus": 1}, max_ongoing_requests=256, health_check_period_s=1)
@@ -34,6 +38,7 @@ class HashTeacher:
         self._log = Path(log_path)
         self._delay_seconds = delay_seconds
         self._is_sick = one_is_sick and _is_first(Path(f"{log_path}.sick"))
+        self._is_back_at = 0.0
 
     async def info(self) -> dict:
         return {"model_id": self._model_dir, "revision": model_revision(self._model_dir), "max_model_len": 640}
@@ -58,6 +63,10 @@ class HashTeacher:
         await asyncio.sleep(self._delay_seconds)
         if "CRASH" in text and not asked:
             os._exit(1)
+        if "LOST" in text and not asked:
+            self._is_back_at = time.monotonic() + LOST_SECONDS
+        if time.monotonic() < self._is_back_at:
+            raise EngineLostError("the engine is gone")
         is_faulty = self._is_sick if "SICK" in text else not asked
         if "RAISE" in text and is_faulty:
             raise RuntimeError("out of order")

@@ -135,3 +135,12 @@ def test_a_row_that_failed_is_asked_at_another_replica(tmp_path: Path, model_dir
     assert create_data.run(config, handle, on_progress=lambda _: None).counts["kept"] == 30
     assert set(Counter(log.read_text().split()).values()) == {1, 2}, "both replicas were asked"
     serve.delete("sick")
+
+
+def test_an_engine_that_is_gone_for_a_while_fails_no_row(tmp_path: Path, model_dir: str, teacher: Any) -> None:
+    handle, log = teacher
+    desk = Desk(tmp_path, model_dir, [f"LOST {index}" if index == 20 else f"There {index}" for index in range(60)])
+    asked = num_asked(log)
+    manifest = create_data.run(desk.config(num_examples=60, smoke_rows=0), handle, on_progress=lambda _: None)
+    assert (manifest.counts["kept"], manifest.counts["dropped"]) == (60, {})
+    assert num_asked(log) > asked + 60, "rows met a replica without its engine"
