@@ -152,7 +152,8 @@ def open_arena(folder: Path, teacher: str = "hash", away_seconds: float = 5) -> 
     Args:
         folder: for logs, and what the control store keeps.
         teacher: see Arena.
-        away_seconds: see Arena.
+        away_seconds: see Arena. `make soak` has 30; 5 outlast boto3's own attempts too (seen in the actors' logs), and
+            make test is shorter.
     """
     store = folder / "control-store"
     settings = {
