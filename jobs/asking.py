@@ -11,7 +11,6 @@ import ray
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Teacher
 from jobs.watching import Asker, First, Watch, start_thread
-from raydistill.core import storage
 from raydistill.core.errors import ConfigError
 from raydistill.core.idset import unpack_ids
 from raydistill.core.prompts import Prompt
@@ -20,10 +19,9 @@ from raydistill.dataset.ledger import LedgerWriter
 from raydistill.renderers import Renderer
 from raydistill.teacher.ask import Desk, ask_rows, without_bars
 from raydistill.teacher.attempt import AskSettings, read_context_tokens
-from raydistill.teacher.rows import object_rows, write_requests
+from raydistill.teacher.rows import REQUESTS, clear_requests, object_rows, write_requests
 from raydistill.teacher.tally import start_tally
 
-REQUESTS = "requests"
 SPARE_STALL_SECONDS = 600.0  # for what Ray Data does besides asking: starting actors, reading, writing
 
 
@@ -62,7 +60,7 @@ def ask_missing(asker: Asker, work: Work) -> None:
         raise overrun
     config, folder = asker.config, work.writer.folder
     num_actors = config.count_actors(work.num_rows, asker.teacher.max_replicas)
-    clear_requests(folder)
+    clear_requests(join(folder, REQUESTS))
     first, names = _write_requests(asker, work, num_actors)
     tally = start_tally()
     if first is None:
@@ -83,7 +81,7 @@ def ask_missing(asker: Asker, work: Work) -> None:
             ask_rows([*sorted(desk.first), *names], desk, num_actors).materialize()
 
     Watch(asker, tally, first, [*desk.first, *names]).follow(start_thread(ask), _stall_seconds(config))
-    clear_requests(folder)
+    clear_requests(join(folder, REQUESTS))
 
 
 def _write_requests(asker: Asker, work: Work, num_actors: int) -> tuple[First | None, list[str]]:
@@ -113,13 +111,6 @@ def _write_requests(asker: Asker, work: Work, num_actors: int) -> tuple[First | 
     first_names = write_requests(held, -(-len(held) // num_actors), folder)
     rules = work.writer.rules
     return First(work.first_ids, frozenset(first_names), asker.config.smoke_min_kept, rules), names
-
-
-def clear_requests(folder: str) -> None:
-    """Delete a dataset's request objects, those of a run that was killed too."""
-    requests = join(folder, REQUESTS)
-    for name in storage.list_names(requests):
-        storage.delete(join(requests, name))
 
 
 def make_settings(config: CreateDataConfig, teacher: Teacher, num_actors: int) -> AskSettings:

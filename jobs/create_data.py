@@ -34,16 +34,17 @@ from jobs.progress import show_asking, show_stage
 from jobs.runtime import ClusterConfig, connect, require, require_shared, run_main
 from jobs.teacher_application import open_teacher
 from raydistill.core.idset import contains, pack_ids
+from raydistill.core.patience import patiently
 from raydistill.core.records import Manifest
 from raydistill.core.uris import absolute, join
 from raydistill.dataset.finish import check_first, finish_dataset
 from raydistill.dataset.keep import Origin
 from raydistill.dataset.ledger import LedgerWriter
 from raydistill.dataset.shards import ROWS_PER_SHARD
-from raydistill.dataset.sieve import Terms
+from raydistill.dataset.sieve import JUDGEMENTS, Terms
 from raydistill.dataset.write import keep_prompt
 from raydistill.engine.config import EngineConfig
-from raydistill.teacher.rows import choose_rows, find_rows
+from raydistill.teacher.rows import REQUESTS, choose_rows, clear_requests, find_rows
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -129,17 +130,17 @@ def _create(
     from raydistill.dataset.appending import OpenLedger
 
     while plan.num_short:  # again where one that was written turns out to resemble another
+        ledger = OpenLedger(plan.folder, go_on_from(plan))  # first: a folder without a manifest is refused
         keep_prompt(plan.prompt, join(plan.folder, "prompts"))
-        ledger = OpenLedger(plan.folder, go_on_from(plan))
         given = queries or given_queries(config)
         logger.info("%s", describe_writing(plan, config, given.given()))
         with show_stage(f"teacher: writing {plan.num_short} queries"):
             write_queries(plan, config, teacher, given, ledger)
-        plan = make_plan(config, queries)
+        plan = patiently(lambda: make_plan(config, queries))
     standing = read_standing(plan, config.retry_failed)
     logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
-    keep_prompt(plan.prompt, join(plan.folder, "prompts"))
     ledger = OpenLedger(plan.folder, standing.manifest)
+    keep_prompt(plan.prompt, join(plan.folder, "prompts"))
     ledger.add(standing.unnamed)
     first_ids = _choose_first(plan, config)
     if len(first_ids) and contains(standing.done, first_ids).all():
@@ -170,7 +171,15 @@ def _choose_first(plan: Plan, config: CreateDataConfig) -> np.ndarray:
 
 
 def _finish(plan: Plan, config: CreateDataConfig) -> Manifest:
-    """Finish the dataset in this process, or, where it is large and Ray is there, in a process of its own."""
+    """Finish the dataset; nothing is left of its request objects, those of a run that died behind the last answer."""
+    manifest = _keep(plan, config)
+    for place in (plan.folder, join(plan.folder, JUDGEMENTS)):
+        clear_requests(join(place, REQUESTS))
+    return manifest
+
+
+def _keep(plan: Plan, config: CreateDataConfig) -> Manifest:
+    """Make the keep pass in this process, or, where it is large and Ray is there, in a process of its own."""
     terms = Terms(plan.rules, plan.rubric, plan.near, config.max_dropped_share)
     arguments = (plan.folder, plan.choice.row_ids(), plan.draft, absolute(config.output_file), terms)
     if plan.choice.num_rows <= ROWS_PER_SHARD:

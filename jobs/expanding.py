@@ -10,7 +10,7 @@ from jobs.data_plan import EXPANDED, Plan, Queries, Teacher
 from raydistill.core import storage
 from raydistill.core.answers import row_seed
 from raydistill.core.errors import NotFoundError
-from raydistill.core.patience import replace_patiently
+from raydistill.core.patience import patiently, replace_patiently
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.core.uris import join
 from raydistill.dataset.appending import OpenLedger
@@ -39,7 +39,7 @@ def write_queries(plan: Plan, config: CreateDataConfig, teacher: Teacher, querie
     """
     uri = join(plan.folder, EXPANDED)
     try:
-        data, etag = storage.read(uri)
+        data, etag = patiently(lambda: storage.read(uri))
         written = list(iter_queries(uri))
     except NotFoundError:
         data, etag, written = b"", storage.ABSENT, []
@@ -81,8 +81,8 @@ def _ask(request: ExpansionRequest, plan: Plan, config: CreateDataConfig, attemp
 
 
 def _read_reply(result: TokenResult, plan: Plan) -> Reply:
-    if not result.tokens:
-        return Reply("")
+    if result.error is not None or not result.tokens:
+        return Reply("", error=result.error)
     return Reply(plan.renderer.parse_response(result.tokens)[0]["content"], truncated=result.finish_reason == "length")
 
 

@@ -16,7 +16,6 @@ from jobs.data_config import CreateDataConfig
 from jobs.data_plan import Teacher
 from raydistill.core.answers import Commit
 from raydistill.core.errors import BudgetError, QualityError, RaydistillError, ServiceError
-from raydistill.core.patience import patiently
 from raydistill.core.records import Manifest
 from raydistill.dataset.appending import OpenLedger
 from raydistill.dataset.finish import check_first
@@ -152,7 +151,7 @@ class Watch:
         ledger = self._asker.ledger
         # Nobody writes now. An actor that died between a commit and its report has left one that is not named.
         origin = Origin.of(ledger.manifest)
-        ledger.add(patiently(lambda: find_unnamed(ledger.folder, ledger.manifest.answers, origin, first.rules)))
+        ledger.add(find_unnamed(ledger.folder, ledger.manifest.answers, origin, first.rules))
         try:
             check_first(ledger.folder, ledger.manifest, first.ids, first.min_kept, first.rules)
         except QualityError as error:

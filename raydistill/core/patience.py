@@ -3,7 +3,8 @@
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from raydistill.core import storage
@@ -12,6 +13,7 @@ from raydistill.core.errors import ConflictError, UnavailableError
 PATIENCE_SECONDS = 180.0
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 10.0
+DELETE_THREADS = 8
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -38,6 +40,17 @@ def patiently(do: Callable[[], Result], patience_seconds: float = PATIENCE_SECON
             logger.warning("%s Trying again.", error)
         time.sleep(wait_seconds * random.uniform(0.5, 1.0))
         wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
+
+
+def list_patiently(uri: str) -> list[str]:
+    """Return the names directly below a folder; see `storage.list_names`."""
+    return patiently(lambda: storage.list_names(uri))
+
+
+def delete_patiently(uris: Iterable[str]) -> None:
+    """Delete objects, several at a time; absent ones are no error."""
+    with ThreadPoolExecutor(DELETE_THREADS) as threads:
+        list(threads.map(lambda uri: patiently(lambda: storage.delete(uri)), uris))
 
 
 def replace_patiently(uri: str, data: bytes, if_match: str) -> str:

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydistill.core import storage
-from raydistill.core.errors import QualityError
+from raydistill.core.errors import NotFoundError, QualityError
 from raydistill.core.idset import ID_DIGITS
-from raydistill.core.records import Manifest
+from raydistill.core.patience import delete_patiently, list_patiently, patiently
+from raydistill.core.records import Manifest, Shard
 from raydistill.core.uris import join
 from raydistill.dataset.export import JsonlExport
 from raydistill.dataset.keep import LEAST, Origin, keep_table
 from raydistill.dataset.layout import read_table
 from raydistill.dataset.ledger import choose_compaction, clean, compact, count_tokens, find_unnamed, replace_shards
-from raydistill.dataset.pick import pick_rows
+from raydistill.dataset.pick import index_rows, pick_rows
 from raydistill.dataset.read import read_manifest_and_etag
 from raydistill.dataset.rules import Rules
 from raydistill.dataset.shards import ShardWriter
-from raydistill.dataset.sieve import Sieve, Terms, make_sieve
-from raydistill.dataset.spending import read_spent, with_spent
+from raydistill.dataset.sieve import JUDGEMENTS, Sieve, Terms, make_sieve
+from raydistill.dataset.spending import add_tokens, read_spent, with_spent
 from raydistill.dataset.write import put_manifest
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,9 @@ def finish_dataset(
     manifest, etag = read_manifest_and_etag(folder)
     unnamed = find_unnamed(folder, manifest.answers, Origin.of(draft))
     spent = read_spent(folder, manifest, unnamed)
-    shards = [*manifest.answers, *(commit.shard for commit in unnamed)]
-    while joined := choose_compaction(shards, at_end=True):
-        shards = replace_shards(shards, joined, compact(folder, joined))
+    shards = _join_all(folder, [*manifest.answers, *(commit.shard for commit in unnamed)])
+    if terms.rubric is not None:
+        _finish_ledger(join(folder, JUDGEMENTS), Origin.of(draft))
     asked = np.sort(asked)
     with JsonlExport(output) if output != folder else contextlib.nullcontext() as export:
         sieve = make_sieve(folder, draft, terms, lambda: pick_rows(folder, shards, asked))
@@ -72,11 +72,32 @@ def finish_dataset(
     _delete_old_shards(folder, manifest)
     clean(folder, shards)
     if fault is not None:
-        drops = (read_table(folder, shard) for shard in manifest.drops)
+        drops = (patiently(lambda shard=shard: read_table(folder, shard)) for shard in manifest.drops)
         raise QualityError(f"{folder}: {fault} {_show_drops(counts['dropped'], drops)}")
     if counts["dropped"]:
         logger.warning("%s: of %d answers, dropped: %s.", folder, counts["asked"], counts["dropped"])
     return manifest
+
+
+def _join_all(folder: str, shards: list[Shard]) -> list[Shard]:
+    """Return a ledger's objects with no small one among them."""
+    while joined := choose_compaction(shards, at_end=True):
+        shards = replace_shards(shards, joined, compact(folder, joined))
+    return shards
+
+
+def _finish_ledger(place: str, origin: Origin) -> None:
+    """Name and join what a judge's ledger has in small objects; there may be none."""
+    try:
+        manifest, etag = read_manifest_and_etag(place)
+    except NotFoundError:
+        return
+    unnamed = find_unnamed(place, manifest.answers, origin)
+    shards = _join_all(place, [*manifest.answers, *(commit.shard for commit in unnamed)])
+    tokens = add_tokens(manifest.tokens, *(commit.tokens for commit in unnamed))
+    if shards != manifest.answers:
+        put_manifest(place, dataclasses.replace(manifest, answers=shards, tokens=tokens), etag)
+    clean(place, shards)
 
 
 def _sort_out(folder: str, tables: Iterator[pa.Table], sieve: Sieve, export: JsonlExport | None) -> dict[str, Any]:
@@ -146,7 +167,8 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
         QualityError: shows what was dropped.
     """
     origin, rules = Origin.of(manifest), dataclasses.replace(rules, threshold=None)
-    found = [keep_table(answers, origin, rules) for answers in pick_rows(folder, manifest.answers, asked)]
+    first = index_rows(folder, manifest.answers).take(asked)  # one without an answer is not kept
+    found = [keep_table(answers, origin, rules) for answers in first]
     drops = [drops for _, drops in found]
     num_answers = sum(examples.num_rows + dropped.num_rows for examples, dropped in found)
     good, spoiled = (
@@ -167,6 +189,5 @@ def check_first(folder: str, manifest: Manifest, asked: np.ndarray, min_kept: in
 def _delete_old_shards(folder: str, manifest: Manifest) -> None:
     """Delete the examples and drops of an earlier pass, which the manifest no longer names."""
     named = {shard.uri for shard in (*manifest.shards, *manifest.drops)}
-    for name in storage.list_names(folder):
-        if name.startswith(("part-", "drops-")) and name.endswith(".parquet") and name not in named:
-            storage.delete(join(folder, name))
+    names = [name for name in list_patiently(folder) if name.startswith(("part-", "drops-"))]
+    delete_patiently(join(folder, name) for name in names if name.endswith(".parquet") and name not in named)

@@ -29,7 +29,7 @@ from raydistill.core import storage
 from raydistill.core.answers import Commit, answers_to_table
 from raydistill.core.errors import DatasetError, NotFoundError, UnavailableError
 from raydistill.core.idset import ID_DIGITS, find_positions, pack_ids
-from raydistill.core.patience import patiently
+from raydistill.core.patience import delete_patiently, list_patiently, patiently
 from raydistill.core.records import Shard
 from raydistill.core.uris import join
 from raydistill.dataset.keep import LEAST, Origin, keep_table
@@ -120,7 +120,7 @@ def describe_commit(shard: Shard, table: pa.Table, origin: Origin, rules: Rules)
 def find_unnamed(folder: str, named: Sequence[Shard], origin: Origin, rules: Rules = LEAST) -> list[Commit]:
     """Return what was committed just before a kill, so that the manifest does not name it."""
     known = {shard.uri for shard in named}
-    unnamed = [f"{NEW}/{name}" for name in storage.list_names(join(folder, NEW)) if f"{NEW}/{name}" not in known]
+    unnamed = [f"{NEW}/{name}" for name in list_patiently(join(folder, NEW)) if f"{NEW}/{name}" not in known]
     if not unnamed:
         return []
     marks = read_marks(folder, named)
@@ -218,18 +218,15 @@ def replace_shards(shards: Sequence[Shard], joined: Sequence[Shard], by: Shard) 
 
 def delete_shards(folder: str, shards: Iterable[Shard]) -> None:
     """Delete objects that the manifest does not name any more."""
-    with ThreadPoolExecutor(READ_THREADS) as threads:
-        places = [join(folder, shard.uri) for shard in shards]
-        list(threads.map(lambda place: patiently(lambda: storage.delete(place)), places))
+    delete_patiently(join(folder, shard.uri) for shard in shards)
 
 
 def clean(folder: str, shards: Sequence[Shard]) -> None:
     """Delete the objects of `answers/` that the ledger does not need any more: nobody may be writing to it."""
     named = {shard.uri for shard in shards}
     for place in (ANSWERS, NEW):
-        for name in storage.list_names(join(folder, place)):
-            if f"{place}/{name}" not in named and name.endswith(".parquet"):
-                storage.delete(join(folder, place, name))
+        names = [name for name in list_patiently(join(folder, place)) if name.endswith(".parquet")]
+        delete_patiently(join(folder, place, name) for name in names if f"{place}/{name}" not in named)
 
 
 def _read_columns(folder: str, uri: str, columns: list[str]) -> pa.Table:

@@ -8,6 +8,7 @@ from typing import Any
 
 from raydistill.core import storage
 from raydistill.core.errors import DatasetError, NotFoundError
+from raydistill.core.patience import patiently
 from raydistill.core.prompts import message_faults
 from raydistill.core.records import Example, Manifest, Message, digest, manifest_from_json
 from raydistill.core.uris import absolute, join
@@ -31,7 +32,7 @@ def read_manifest_and_etag(folder: str) -> tuple[Manifest, str]:
     """Return a folder's manifest and its etag, for a conditional write."""
     uri = join(folder, MANIFEST)
     try:
-        data, etag = storage.read(uri)
+        data, etag = patiently(lambda: storage.read(uri))
     except NotFoundError as error:
         raise NotFoundError(
             f"{folder} is no dataset: it has no {MANIFEST}. Create it with jobs.create_data."

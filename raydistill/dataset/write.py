@@ -2,7 +2,7 @@
 
 from raydistill.core import storage
 from raydistill.core.errors import ConfigError, ConflictError, NotFoundError
-from raydistill.core.patience import replace_patiently
+from raydistill.core.patience import patiently, replace_patiently
 from raydistill.core.prompts import Prompt
 from raydistill.core.records import Manifest, to_json
 from raydistill.core.uris import is_remote, join
@@ -60,7 +60,8 @@ def open_dataset(folder: str, draft: Manifest) -> str:
 
 def keep_prompt(prompt: Prompt, folder: str) -> None:
     """Write P into a folder under its digest, by which manifests and versions name it."""
-    storage.write_bytes(join(folder, f"{prompt.digest}.json"), to_json(prompt).encode())
+    uri, data = join(folder, f"{prompt.digest}.json"), to_json(prompt).encode()
+    patiently(lambda: storage.write_bytes(uri, data))
 
 
 def put_manifest(folder: str, manifest: Manifest, etag: str) -> str:

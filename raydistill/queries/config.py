@@ -31,9 +31,10 @@ class ExpansionConfig(Section):
     """Languages that known queries are written in anew, as the teacher knows them ("German"); none: no translations."""
     queries_per_request: int = Field(default=8, ge=1, le=50)
     """How many queries the teacher is asked for at a time."""
-    requests_per_round: int = Field(default=1000, ge=1)
-    """Requests of one round at most; after a round its queries are compared with all others and written."""
-    max_rounds: int = Field(default=50, ge=1)
+    requests_per_round: int = Field(default=64, ge=1)
+    """Requests of one round at most; after a round its queries are compared with all others and written, all into one
+    file anew. A kill asks a round again; for a million queries take more."""
+    max_rounds: int = Field(default=1000, ge=1)
     """Rounds at most."""
     idle_rounds: int = Field(default=3, ge=1)
     """After so many rounds in a row that bring nothing new, expansion has stalled and ends with an error."""

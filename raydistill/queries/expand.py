@@ -21,6 +21,7 @@ class Reply:
 
     text: str
     truncated: bool = False  # it ran into max_tokens
+    error: str | None = None  # why it failed
 
 
 Ask = Callable[[list[ExpansionRequest]], Sequence[Reply]]  # a reply for each request, in their order
@@ -33,12 +34,15 @@ class Round:
     Attributes:
         index: of the round, from 0.
         kept: the new queries.
-        rejected: reason -> how many queries were thrown away; "unparsable" counts answers without any query.
+        rejected: reason -> how many queries were thrown away; "unparsable" counts answers without any query, "failed"
+            requests without an answer.
+        error: why the last of those failed.
     """
 
     index: int
     kept: list[Query]
     rejected: dict[str, int]
+    error: str | None = None
 
 
 class KnownQueries:
@@ -149,13 +153,18 @@ def _ask_round(
 ) -> Round:
     candidates: list[Query] = []
     rejected: Counter[str] = Counter()
+    error = None
     for request, reply in zip(requests, ask(requests), strict=True):
+        if reply.error is not None:
+            rejected["failed"] += 1
+            error = reply.error
+            continue
         found = parse_expansion(request, reply.text, reply.truncated, config.max_query_chars)
         candidates += found
         rejected["unparsable"] += not found
     kept, others = select_new(candidates, known)
     rejected.update(reason for _, reason in others)
-    return Round(index, kept, dict(+rejected))
+    return Round(index, kept, dict(+rejected), error)
 
 
 def _next_round(written: Sequence[Query]) -> int:
@@ -163,4 +172,5 @@ def _next_round(written: Sequence[Query]) -> int:
 
 
 def _describe(found: Round) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(found.rejected.items())) or "no answers"
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(found.rejected.items())) or "no answers"
+    return counts if found.error is None else f"{counts}; the last error: {found.error}"

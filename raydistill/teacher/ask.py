@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,7 +16,6 @@ from ray.data.context import DataContext
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.answers import Commit, answer_to_row
-from raydistill.core.patience import patiently
 from raydistill.core.prompts import Prompt
 from raydistill.core.records import Answer
 from raydistill.renderers import Renderer
@@ -124,6 +124,7 @@ class AskTeacher:
         attempts = Attempts(desk.handle, settings)
         self._conversation = Conversation(desk.prompt, desk.renderer, attempts, settings)
         self._word: Word = "wait"
+        self._locks: dict[str, threading.Lock] = {}  # by request object
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Work on request objects; several threads call it at a time."""
@@ -131,7 +132,15 @@ class AskTeacher:
         yield pa.table({"request": names, "rows": [self._work(name) for name in names]})
 
     def _work(self, name: str) -> int:
-        """Ask and commit the rows of one object; return how many."""
+        """Ask and commit the rows of one object; return how many.
+
+        Where Ray lost sight of an actor that lives it sends the object again, and a second thread gets it: that one
+        waits, and finds it ended.
+        """
+        with self._locks.setdefault(name, threading.Lock()):
+            return self._work_alone(name)
+
+    def _work_alone(self, name: str) -> int:
         desk = self._desk
         if name not in desk.first:
             self._wait_for_the_first()
@@ -139,7 +148,7 @@ class AskTeacher:
         if state == "ended":  # only the word of it was lost
             return 0
         answered = desk.ledger.read_answered(name) if state == "begun" else set()
-        requests = patiently(lambda: read_requests(desk.requests, name))
+        requests = read_requests(desk.requests, name)
         committed = self._ask(name, [row for row in requests if row["id"] not in answered])
         ray.get(desk.tally.end.remote(name))
         return committed

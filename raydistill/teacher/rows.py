@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,12 +19,15 @@ from raydistill.core import storage
 from raydistill.core.answers import REQUEST_SCHEMA, answer_id
 from raydistill.core.errors import ConfigError
 from raydistill.core.idset import ID_TYPE, contains, find_positions, pack_ids, unpack_ids
+from raydistill.core.patience import delete_patiently, list_patiently, patiently
 from raydistill.core.prompts import QUERY_SLOT, Prompt, teacher_messages
 from raydistill.core.records import Message, Query
 from raydistill.core.uris import join
 from raydistill.renderers import Renderer
 
+REQUESTS = "requests"  # in a dataset's folder: the request objects
 LARGEST_OBJECT = 10_000  # rows
+LARGEST_CHARS = 32 * 2**20  # of the messages that are held at a time: histories may have 100 KB each
 OBJECTS_PER_ACTOR = 16  # at least, where there are rows enough: so actors end at about the same time
 BATCH_ROWS = 4096
 
@@ -151,7 +154,7 @@ def find_rows(queries: Iterable[Query], choice: Choice, done: np.ndarray) -> Ite
         done: sorted packed ids of (query, sample)s.
     """
     seen = np.zeros(len(choice.ids), dtype=bool)
-    for batch in _batches(queries, BATCH_ROWS):
+    for batch in _batches(queries, BATCH_ROWS, _count_chars):
         positions = find_positions(choice.ids, pack_ids(query.id for query in batch))
         rows = []
         for query, position in zip(batch, positions.tolist(), strict=True):
@@ -177,32 +180,44 @@ def object_rows(num_rows: int, num_actors: int, smallest: int) -> int:
 def write_requests(rows: Iterable[dict[str, Any]], rows_per_object: int, folder: str) -> list[str]:
     """Write rows of REQUEST_SCHEMA as Parquet objects into a folder; returns the objects' names, without suffix.
 
-    A name is never used again: where failed rows are asked once more, the same rows are another object, so that the
-    answers of before are not taken for its own.
+    Where rows are large there are more objects, of LARGEST_CHARS. A name is never used again: where failed rows are
+    asked once more, the same rows are another object, so that the answers of before are not taken for its own.
     """
-    return [_write_object(batch, folder) for batch in _batches(rows, rows_per_object)]
+    return [_write_object(batch, folder) for batch in _batches(rows, rows_per_object, lambda row: len(row["messages"]))]
 
 
 def read_requests(folder: str, name: str) -> list[dict[str, Any]]:
     """Return the rows of a request object."""
-    data = storage.read_bytes(join(folder, f"{name}.parquet"))
+    data = patiently(lambda: storage.read_bytes(join(folder, f"{name}.parquet")))
     return pq.read_table(io.BytesIO(data)).to_pylist()
+
+
+def clear_requests(folder: str) -> None:
+    """Delete the request objects of a folder, those of a run that was killed too; nobody may be asking."""
+    delete_patiently(join(folder, name) for name in list_patiently(folder))
 
 
 def _write_object(batch: list[dict[str, Any]], folder: str) -> str:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(batch, schema=REQUEST_SCHEMA), buffer, compression="zstd")
     name = uuid.uuid4().hex
-    storage.write_bytes(join(folder, f"{name}.parquet"), buffer.getvalue())
+    patiently(lambda: storage.write_bytes(join(folder, f"{name}.parquet"), buffer.getvalue()))
     return name
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def _count_chars(query: Query) -> int:
+    return sum(len(message["content"]) for message in query.messages)
+
+
+def _batches(items: Iterable[Item], size: int, count_chars: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Yield items together, size of them or LARGEST_CHARS at most."""
     batch: list[Item] = []
+    num_chars = 0
     for item in items:
         batch.append(item)
-        if len(batch) == size:
+        num_chars += count_chars(item)
+        if len(batch) == size or num_chars >= LARGEST_CHARS:
             yield batch
-            batch = []
+            batch, num_chars = [], 0
     if batch:
         yield batch

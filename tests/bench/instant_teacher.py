@@ -14,7 +14,7 @@ class InstantTeacher:
         """Return what asking actors want to know."""
         return {"max_model_len": 2048}
 
-    async def generate(self, rows: list[TokenRequest]) -> list[TokenResult]:
+    async def generate(self, rows: list[TokenRequest], after: str | None = None) -> list[TokenResult]:
         """Return two tokens of text and the end of the turn for each row."""
         return [
             TokenResult([300, 301, row.stop_token_ids[0]], [], "stop", Usage(len(row.tokens), 0, 3)) for row in rows

@@ -157,5 +157,7 @@ def test_expand_queries_that_stalls_says_both_numbers() -> None:
         silent.ask = lambda requests: [Reply("")] * len(requests)  # type: ignore[method-assign]
         config = ExpansionConfig(requests_per_round=20, queries_per_request=1)
         list(expand_queries(Expansion(P, GIVEN, 0, config), [], 100, silent.ask))
+    with pytest.raises(QualityError, match=r"wrote 0 .*\(20 failed; the last error: no room\)"):
+        list(expand_queries(Expansion(P, GIVEN, 0, config), [], 100, lambda asked: [Reply("", error="no room")] * 20))
     with pytest.raises(QualityError, match=r"1000 more queries are needed.*expand\.max_rounds=2"):
         expand(Teacher(), [], 1000, max_rounds=2)

@@ -91,3 +91,16 @@ def test_request_objects_hold_every_row_once(tmp_path: Path):
         query.id: choice.num_samples[place] for place, query in enumerate(sorted(queries, key=lambda item: item.id))
     }
     assert rows.LARGEST_OBJECT == 10_000
+
+
+def test_large_rows_are_held_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    queries = make_queries(10)
+    monkeypatch.setattr(rows, "LARGEST_CHARS", 1)
+    choice = choose_rows(index(queries), 20, 2, 0, "f")
+    names = write_requests(find_rows(queries, choice, pack_ids([])), 10_000, str(tmp_path))
+    assert len(names) == 20
+    assert len({row["id"] for name in names for row in read_requests(str(tmp_path), name)}) == 20
+    held: list[int] = []  # how many queries are taken before the first row of each comes
+    stream = iter(find_rows((held.append(1) or query for query in queries), choice, pack_ids([])))
+    next(stream)
+    assert len(held) == 1
