@@ -58,7 +58,7 @@ def cache_bytes(cluster: ClusterConfig, *engines: EngineConfig) -> int:
     """
     if is_own_cluster(cluster) or cluster.max_cpus is not None or cluster.max_gpus is not None:
         return 0
-    return max(engine.count_cache_bytes() for engine in engines)
+    return max((engine.count_cache_bytes() for engine in engines), default=0)
 
 
 def count_gpus_here() -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs import task
-from jobs.budget import check_length, estimate_tokens, find_overrun
+from jobs.budget import check_length, describe_writing, estimate_tokens, find_overrun
 from jobs.capacity import cache_bytes, require_here
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import (
@@ -33,17 +33,8 @@ from jobs.data_plan import (
 )
 from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
-from jobs.runtime import (
-    ClusterConfig,
-    begin_work,
-    claim_application,
-    connect,
-    require,
-    require_room,
-    require_shared,
-    run_main,
-    start_http,
-)
+from jobs.runtime import ClusterConfig, begin_work, connect, require, require_room, require_shared, run_main
+from jobs.teacher_application import open_teacher
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.patience import patiently
 from raydistill.core.records import Manifest
@@ -77,7 +68,8 @@ def run(
 
     Args:
         config: what to ask and where to.
-        handle: of a started teacher's engine; None starts one where there is anything to ask, and stops it.
+        handle: of a started teacher's engine; None takes the one that config names, or starts one and stops it, where
+            there is anything to ask.
         queries: instead of those of config.queries.
         engine: settings of the teacher.
         cluster: where a teacher that is started here runs.
@@ -91,9 +83,9 @@ def run(
     """
     engine = engine or EngineConfig.model_validate({})
     cluster = cluster or ClusterConfig.model_validate({})
-    cpus = logical_cpus(config, engine)
+    cpus, own = logical_cpus(config, engine), own_engines(config, engine)
     if handle is None and _is_new(config):  # a dataset that is there may need no teacher: only the plan knows
-        require_here("create_data", cluster, cpus, [engine])
+        require_here("create_data", cluster, cpus, own)
     plan = make_plan(config, queries)
     if is_answered(plan, config.retry_failed):
         return _finish(plan, config)
@@ -101,23 +93,17 @@ def run(
         raise overrun
     if handle is not None:
         return _create(plan, config, queries, Teacher(handle, engine.max_replicas), on_progress)
-    check_length(plan, config, engine)
-    require_here("create_data", cluster, cpus, [engine])
+    if own:
+        check_length(plan, config, engine)
+    require_here("create_data", cluster, cpus, own)
     connect(cluster)
     require_shared(list_places(config), cluster)
-    memory_bytes = cache_bytes(cluster, engine)
-    require("create_data", cpus=cpus, gpus=engine.count_gpus(), memory_bytes=memory_bytes, cluster=cluster)
-    require_room("the teacher", engine.max_replicas, engine.replica_size(), cluster)
-    start_http(cluster)
-    from raydistill.teacher import app
-
-    application = claim_application("teacher", cluster, plan.folder)
-    with show_stage("teacher: starting"):
-        own_handle = app.start(config.teacher_model, engine, application)
-    try:
-        return _create(plan, config, queries, Teacher(own_handle, engine.max_replicas), on_progress)
-    finally:
-        app.stop(application[0])
+    gpus, memory_bytes = count_gpus(config, engine), cache_bytes(cluster, *own)
+    require("create_data", cpus=cpus, gpus=gpus, memory_bytes=memory_bytes, cluster=cluster)
+    if own:
+        require_room("the teacher", engine.max_replicas, engine.replica_size(), cluster)
+    with open_teacher(plan, config, engine, cluster) as (found, its_engine):
+        return _create(plan, config, queries, Teacher(found, its_engine.max_replicas), on_progress)
 
 
 def _is_new(config: CreateDataConfig) -> bool:
@@ -131,8 +117,22 @@ def list_places(config: CreateDataConfig) -> list[Place]:
 
 
 def logical_cpus(config: CreateDataConfig, engine: EngineConfig) -> int:
-    """Return the CPUs that Ray must have: a replica holds two, the ingress and each asking actor one, Ray Data one."""
-    return 2 * engine.max_replicas + 1 + config.count_actors(config.num_examples, engine.max_replicas) + 1
+    """Return the CPUs that Ray must have: a replica holds two, the ingress and each asking actor one, Ray Data one.
+
+    Those of a teacher that runs already are its own matter.
+    """
+    teacher = 2 * engine.max_replicas + 1 if config.teacher_application is None else 0
+    return teacher + config.count_actors(config.num_examples, engine.max_replicas) + 1
+
+
+def count_gpus(config: CreateDataConfig, engine: EngineConfig) -> int:
+    """Return the GPUs that Ray must have for the teacher; see `logical_cpus`."""
+    return sum(own.count_gpus() for own in own_engines(config, engine))
+
+
+def own_engines(config: CreateDataConfig, engine: EngineConfig) -> list[EngineConfig]:
+    """Return the engines that the job starts itself: none where a teacher runs already."""
+    return [engine] if config.teacher_application is None else []
 
 
 def _create(
@@ -153,12 +153,13 @@ def _create(
     while plan.num_short:  # again where one that was written turns out to resemble another
         ledger = OpenLedger(plan.folder, go_on_from(plan))  # first: a folder without a manifest is refused
         keep_prompt(plan.prompt, join(plan.folder, "prompts"))
+        given = queries or given_queries(config)
+        logger.info("%s", describe_writing(plan, config, given.given()))
         with show_stage(f"teacher: writing {plan.num_short} queries"):
-            write_queries(plan, config, teacher, queries or given_queries(config), ledger)
+            write_queries(plan, config, teacher, given, ledger)
         plan = patiently(lambda: make_plan(config, queries))
     standing = read_standing(plan, config.retry_failed)
-    if standing.num_missing:
-        logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
+    logger.info("%s", estimate_tokens(plan, config, standing.num_missing).describe(config))
     ledger = OpenLedger(plan.folder, standing.manifest)
     keep_prompt(plan.prompt, join(plan.folder, "prompts"))
     ledger.add(standing.unnamed)

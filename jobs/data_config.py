@@ -33,6 +33,9 @@ class CreateDataConfig(Section):
     """The dataset's folder (local or s3://); where it ends in .jsonl, that file, with the ledger in FILE.d/."""
     teacher_model: str
     """A folder, a hub id, s3:// or demo://."""
+    teacher_application: str | None = None
+    """The name of a teacher that runs on the cluster already (cluster/serve.teacher.yaml, say), with this model; it is
+    left running. By default the job starts one of its own, by the table `teacher`, and stops it."""
     num_examples: int = Field(ge=1)
     """(query, sample) pairs to ask."""
     queries: str | None = None

@@ -21,7 +21,6 @@ from jobs.places import Place
 from jobs.progress import show_stage
 from jobs.runtime import (
     begin_work,
-    claim_application,
     connect,
     disconnect,
     require,
@@ -31,6 +30,7 @@ from jobs.runtime import (
     start_http,
 )
 from jobs.serve import StudentTable, start_student, stop_student, wait_for_version
+from jobs.teacher_application import open_teacher
 from raydistill.client.service import ServiceClient
 from raydistill.core.prompts import load_prompt
 from raydistill.core.records import Manifest
@@ -67,7 +67,8 @@ def run(settings: Settings) -> dict[str, Any]:
         ServiceError, TrainingError: it failed on the way; the same command goes on from there.
     """
     clock = Clock()
-    engines = [settings.teacher, *([] if settings.student.url else [settings.student])]
+    engines = create_data.own_engines(settings.create_data, settings.teacher)
+    engines += [] if settings.student.url else [settings.student]
     cpus, workers = _logical_cpus(settings), settings.train.min_workers
     require_here("distill", settings.cluster, cpus, engines, workers if settings.train.use_gpu else 0)
     queries = check_input(settings)
@@ -126,13 +127,14 @@ def _count_gpus(settings: Settings) -> int:
     """Return the GPUs that the largest stage holds; training takes those that there are, unless it is told to."""
     training = settings.train.min_workers if settings.train.use_gpu else 0
     student = 0 if settings.student.url else settings.student.count_gpus()
-    return max(settings.teacher.count_gpus(), training, student)
+    return max(create_data.count_gpus(settings.create_data, settings.teacher), training, student)
 
 
 def _require_room(settings: Settings) -> None:
     """Refuse replicas and workers that no node has room for."""
     teacher, student, cluster = settings.teacher, settings.student, settings.cluster
-    require_room("the teacher", teacher.max_replicas, teacher.replica_size(), cluster)
+    for own in create_data.own_engines(settings.create_data, teacher):
+        require_room("the teacher", own.max_replicas, own.replica_size(), cluster)
     train.require_workers(settings.train, settings.train.use_gpu is True, cluster)
     if not student.url:
         require_room("the student", student.max_replicas, student.replica_size(), cluster)
@@ -151,24 +153,18 @@ def _ask_teacher(settings: Settings, queries: Queries, clock: Clock) -> "tuple[M
     if reference is not None and not differing and is_answered:
         with clock.stage("create_data"):
             return create_data.run(settings.create_data, queries=queries), reference
-    from raydistill.teacher import app
-
-    with clock.stage("teacher_start"), show_stage("teacher: starting"):
-        application = claim_application("teacher", settings.cluster, plan.folder)
-        handle = app.start(settings.create_data.teacher_model, settings.teacher, application)
-    try:
+    with contextlib.ExitStack() as stack:
+        with clock.stage("teacher_start"):
+            teacher = open_teacher(plan, settings.create_data, settings.teacher, settings.cluster)
+            handle, engine = stack.enter_context(teacher)
         with clock.stage("create_data"):
-            manifest = create_data.run(
-                settings.create_data, handle, queries, engine=settings.teacher, cluster=settings.cluster
-            )
+            manifest = create_data.run(settings.create_data, handle, queries, engine=engine, cluster=settings.cluster)
         with clock.stage("reference"), show_stage("teacher: held-out answers"):
             reference = evaluate.collect(
                 settings.evaluate,
                 settings.task,
                 lambda rows: handle.generate.remote(rows).result(timeout_s=ASK_TIMEOUT_SECONDS),
             )
-    finally:
-        app.stop(application[0])
     return manifest, reference
 
 

@@ -75,7 +75,8 @@ def check_input(settings: Settings) -> Queries:
     whole = dataclasses.replace(student, model_dir=find_model(settings.train.student_model))
     plan = make_plan(settings.create_data, queries, parts)
     has_labels = settings.create_data.top_logprobs is not None
-    collect(faults, lambda: check_length(plan, settings.create_data, settings.teacher))
+    if settings.create_data.teacher_application is None:  # else its length is asked of the one that runs
+        collect(faults, lambda: check_length(plan, settings.create_data, settings.teacher))
     collect(faults, lambda: check_loss(settings.train, whole, plan.draft.teacher, has_labels))
     raise_all(faults)
     return queries

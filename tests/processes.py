@@ -1,5 +1,6 @@
-"""Processes of their own: a job as a user starts it, a few lines of Python, and where a program lies."""
+"""Processes: a job as a user starts it, a few lines of code, those below another one, and where a program lies."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -42,3 +43,21 @@ def run_code(code: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the ids of the processes that a process started, and those that these did."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, children.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def command_of(pid: int) -> str:
+    """Return a process's command line; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""

@@ -20,6 +20,7 @@ from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from raydistill.core.errors import EngineGoneError, EngineLostError, NotFoundError, ServiceError, VerificationError
+from raydistill.core.models import model_revision
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.engine import counting
 from raydistill.engine.args import find_model_here
@@ -37,6 +38,8 @@ class TokenServer(LLMServer):
     async def start(self) -> None:
         """Find the model on this node and start the engine on it."""
         await asyncio.to_thread(find_model_here, self._llm_config)
+        loading: Any = self._llm_config.model_loading_config
+        self._revision = await asyncio.to_thread(model_revision, loading.model_source)  # of what is loaded now
         await super().start()
         counting.count_rows_of(self._client)
 
@@ -117,11 +120,12 @@ class TokenServer(LLMServer):
         return part
 
     async def info(self, after: str | None = None) -> dict[str, Any]:
-        """Return what a front needs to know: the base model, its folder, vocabulary and longest request."""
+        """Return what never changes: the base model, its folder, revision and vocabulary, and the longest request."""
         model_config = self._client.model_config
         return {
             "model_id": self._llm_config.model_id,
             "model_dir": model_config.model,
+            "revision": self._revision,
             "vocab_size": model_config.get_vocab_size(),
             "max_model_len": model_config.max_model_len,
         }

@@ -11,7 +11,7 @@ from jobs.data_config import CreateDataConfig
 from jobs.runtime import ClusterConfig, connect
 from raydistill.dataset import ledger
 from raydistill.engine.config import EngineConfig
-from tests.teacher import hash_teacher
+from tests.teacher import counted_teacher, hash_teacher
 
 DELAY_SECONDS = 0.4  # that the hash teacher takes for each row
 REPLICAS = EngineConfig.model_validate({"num_replicas": 2})
@@ -34,10 +34,7 @@ def _find_teacher(model_dir: str, teacher: str, log: str) -> DeploymentHandle:
         return serve.get_deployment_handle("engine", teacher)
     if teacher == "hash":
         return hash_teacher.start(model_dir, log, DELAY_SECONDS, num_replicas=REPLICAS.num_replicas)
-    from raydistill.teacher import app
-
-    settings = {"dtype": "float32", "max_model_len": 512, "kv_cache_gib": 0.1, "max_num_seqs": 8, "omp_threads": 1}
-    return app.start(model_dir, EngineConfig.model_validate(settings), (teacher, "/teacher"))
+    return counted_teacher.start(model_dir, log, teacher)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Many runs of create_data under faults, one after another; what was run before is not run again.
+"""Many runs of create_data under faults, one after another; what was run before, of the same code, is not run again.
 
     python -m tests.chaos.soak --seeds 34 [--teacher vllm] [--results soak.json]
 
@@ -9,12 +9,14 @@ share of failing runs that is ruled out with 95 % confidence (the exact bound of
 import argparse
 import dataclasses
 import json
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.arena import open_arena
 from tests.chaos.run import ENGINE_KINDS, KINDS, run
+from tests.processes import ROOT
 from tests.tiny import make_tiny_model
 
 HASH_ROWS, ENGINE_ROWS = 240, 900  # an engine answers many between two commits
@@ -28,11 +30,12 @@ def main() -> None:
     parser.add_argument("--teacher", choices=("hash", "vllm"), default="hash")
     parser.add_argument("--results", type=Path, default=Path("soak.json"))
     arguments = parser.parse_args()
-    results: dict[str, Any] = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    commit = _find_commit()
+    results = read_results(arguments.results, commit)
     for seed in range(arguments.seeds):
         if str(seed) not in results:
             results[str(seed)] = _run(seed, arguments.teacher)
-            arguments.results.write_text(json.dumps(results, indent=2))
+            arguments.results.write_text(json.dumps({"commit": commit, "results": results}, indent=2))
     wanted = [results[str(seed)] for seed in range(arguments.seeds)]
     failures = {seed: result for seed, result in results.items() if result["wrong"]}
     summary = {
@@ -43,6 +46,22 @@ def main() -> None:
     }
     print(json.dumps(summary, indent=2))
     raise SystemExit(bool(failures))
+
+
+def _find_commit() -> str:
+    """Return which commit is run, and whether files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def read_results(file: Path, commit: str) -> dict[str, Any]:
+    """Return what an earlier soak of a commit came to, by seed; SystemExit where the file's is of other code."""
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text())
+    if found.get("commit") != commit or commit.endswith("-dirty"):
+        raise SystemExit(f"{file}: a soak of {found.get('commit')}, this is {commit}. Move it away, or name --results.")
+    return found["results"]
 
 
 def _run(seed: int, teacher: str) -> dict[str, Any]:

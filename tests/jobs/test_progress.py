@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from jobs import progress
-from jobs.budget import STAND_IN, estimate_tokens
+from jobs.budget import STAND_IN, describe_writing, estimate_tokens
 from jobs.data_config import CreateDataConfig, PriceConfig
 from jobs.data_plan import make_plan
 from jobs.progress import show_asking, show_evaluation, show_training
-from raydistill.core.records import Manifest
+from raydistill.core.records import Manifest, Query
 from raydistill.teacher.rows import render_messages
 from tests.dataset.ledger import DRAFT
 from tests.jobs.create_data_desk import Desk
@@ -162,6 +162,36 @@ def test_the_plan_of_conversations_counts_every_turn(tmp_path: Path, model_dir: 
     assert "read again as at most 21 prompt tokens" in estimate.describe(config)
     single = estimate_tokens(plan, config.model_copy(update={"answer_turns": "last"}), 2)
     assert (single.completion, single.repeated) == (2 * 7, 0)
+
+
+def test_the_plan_has_what_a_judge_takes(tmp_path: Path, model_dir: str):
+    desk = Desk(tmp_path, model_dir, [f"Plan {index}" for index in range(10)])
+    desk.prompt.write_text("Be brief and kind to everybody who asks. " * 5)
+    judge = {"rubric": "Is it true?", "threshold": 3, "max_tokens": 11}
+    config = desk.config(num_examples=10, max_tokens=7, prices={"input": 1e6, "output": 1e6}, judge=judge)
+    plan = make_plan(config)
+    without = estimate_tokens(dataclasses.replace(plan, rubric=None), config, 10)
+    estimate = estimate_tokens(plan, config, 10)
+    assert estimate.judge is not None and estimate.judge.completion == 110
+    blind = config.model_copy(update={"judge": config.judge.model_copy(update={"sees_prompt": False})})
+    unseen = estimate_tokens(make_plan(blind), blind, 10).judge
+    length = len(plan.renderer.encode_response(desk.prompt.read_text()))
+    assert unseen is not None and estimate.judge.prompt - unseen.prompt >= 9 * length, "a judge that sees P reads it"
+    judged = estimate.judge.prompt + 70 + 110
+    most = without.prompt + 70 + judged
+    assert estimate.describe(config).endswith(f"for the prompts alone to {most:.4g}")
+    assert f"the judge at most {estimate.judge.prompt + 70:,} prompt tokens" in estimate.describe(config)
+    rest = estimate_tokens(plan, config, 0)
+    assert (rest.prompt, rest.completion, rest.judge) == (0, 0, estimate.judge), "all is answered, nothing judged"
+
+
+def test_the_plan_has_what_queries_take_that_the_teacher_writes(tmp_path: Path, model_dir: str):
+    desk = Desk(tmp_path, model_dir, ["How are you?"])
+    expand = {"enabled": True, "queries_per_request": 5, "max_tokens": 100}
+    config = desk.config(num_examples=401, expand=expand, prices={"input": 0, "output": 1e6})
+    text = describe_writing(make_plan(config), config, [Query("q", [{"role": "user", "content": "How are you?"}])])
+    assert re.match(r"to write: 400 queries, about [\d,]+ prompt tokens in 100 requests, about 10,000 completion", text)
+    assert text.endswith("; up to 1e+04")
 
 
 @pytest.mark.parametrize(

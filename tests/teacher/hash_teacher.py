@@ -14,7 +14,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ray import serve
@@ -22,6 +22,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from raydistill.core.errors import EngineLostError
+from raydistill.core.models import model_revision
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.engine.routing import ROUTER
 from raydistill.renderers import load_tokenizer
@@ -32,6 +33,7 @@ LOST_SECONDS = 4.0  # longer than the waits between three attempts
 @serve.deployment(name="engine", ray_actor_options={"num_cpus": 1}, max_ongoing_requests=256, health_check_period_s=1)
 class HashTeacher:
     def __init__(self, model_dir: str, log_path: str, delay_seconds: float, one_is_sick: bool = False) -> None:
+        self._model_dir = model_dir
         self._tokenizer = load_tokenizer(model_dir)
         self._log = Path(log_path)
         self._delay_seconds = delay_seconds
@@ -39,7 +41,7 @@ class HashTeacher:
         self._is_back_at = 0.0
 
     async def info(self) -> dict:
-        return {"max_model_len": 640}
+        return {"model_id": self._model_dir, "revision": model_revision(self._model_dir), "max_model_len": 640}
 
     async def generate(self, rows: list[TokenRequest], after: str | None = None) -> list[TokenResult]:
         return list(await asyncio.gather(*(self._answer(row) for row in rows)))
@@ -108,7 +110,7 @@ def start(
     model_dir: str,
     log_path: str,
     delay_seconds: float = 0.0,
-    num_replicas: int = 1,
+    num_replicas: int | Literal["auto"] = 1,
     one_is_sick: bool = False,
     name: str = "hash",
     **options: Any,

@@ -15,6 +15,7 @@ from raydistill.core.errors import QualityError
 from raydistill.dataset import ledger
 from raydistill.dataset.ledger import LedgerWriter
 from raydistill.dataset.read import read_examples
+from tests.chaos.reader import LOOKS_PER_SECOND, reading
 from tests.jobs.create_data_desk import Desk, num_asked
 from tests.teacher import hash_teacher
 
@@ -44,7 +45,10 @@ class DyingWriter(LedgerWriter):
 def run_and_die(
     desk: Desk, teacher: Any, monkeypatch: pytest.MonkeyPatch, die_at: int, die_before: bool, **changes: Any
 ) -> int:
-    """Create a dataset while the actor dies at a commit; return how many rows were asked more than once."""
+    """Create a dataset while the actor dies at a commit; return how many rows were asked more than once.
+
+    The folder is a local one, and a reader looks on.
+    """
     handle, log = teacher
     monkeypatch.setattr(create_data, "LedgerWriter", DyingWriter)
     Path(f"{desk.output}.die-at").write_text(str(die_at))
@@ -52,7 +56,10 @@ def run_and_die(
         Path(f"{desk.output}.die-before").touch()
     before = num_asked(log)
     config = desk.config(commit_rows=COMMIT_ROWS, num_actors=1, concurrency=4, **changes)
-    manifest = create_data.run(config, handle, on_progress=lambda _: None)
+    with reading(config.output_file) as reader:
+        manifest = create_data.run(config, handle, on_progress=lambda _: None)
+    assert not reader.faults
+    assert reader.num_looks > LOOKS_PER_SECOND * reader.seconds
     pids = Path(f"{desk.output}.writes").read_text().split()
     assert len(set(pids)) == 2, "an actor died and another one took its rows over"
     examples, _ = read_examples(str(desk.output))
