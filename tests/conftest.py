@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from jobs.runtime import ClusterConfig, connect, disconnect
@@ -19,6 +20,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # one idle process for each logical CPU, at once
 
+# An example that waits for a core is no failure.
+PATIENT = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("shared machine", **PATIENT)
+hypothesis.settings.load_profile("shared machine")
 
 ENGINES = ("cluster", "client", "engine", "jobs", "training")  # folders whose tests hold engines or train
 CLUSTERS = ("jobs/data", "chaos")  # those that hold a Ray cluster, one for all, and hardly compute

@@ -11,13 +11,13 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
-from raydistill.core.errors import EngineLostError, ServiceError
+from raydistill.core.errors import EngineGoneError, ServiceError
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.engine.routing import AFTER, router_id
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 8.0
-NOT_ASKED = (BackPressureError, EngineLostError)  # it is too busy, or its engine gone, for whatever row comes
+NOT_ASKED = (BackPressureError, EngineGoneError)  # it is too busy, or its engine gone, for whatever row comes
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Attempts:
                 waits, why = waits + 1, f": {describe_failure(failure)}"
                 wait_seconds = backoff_seconds(waits)
                 if time.monotonic() + wait_seconds <= deadline:
-                    if isinstance(failure, EngineLostError):
-                        hint = {AFTER: response.request_id}
+                    if isinstance(failure, EngineGoneError):
+                        hint = {AFTER: router_id(response)}
                     time.sleep(wait_seconds)
                     continue
                 reason = f"no answer within {self._settings.timeout_seconds:g} s{why}"

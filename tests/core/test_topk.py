@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistill.core.answers import answer_from_row, answer_schema, answer_to_row, answers_from_table, answers_to_table
@@ -83,7 +83,6 @@ def test_pack_top_ignores_what_it_leaves_out() -> None:
     assert pack_top([1, 2], [-1.0, np.nan], [0], [2], 1)[1].tolist() == [[-1]]
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | st.integers(0, 7), max_size=12), st.integers(1, 20), st.integers(0, 12))
 def test_columns_give_back_their_arrays_also_sliced_and_in_chunks(lengths, k, cut) -> None:
     rng = np.random.default_rng(k)

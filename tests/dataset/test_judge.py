@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistill.core.prompts import Prompt
@@ -72,7 +72,6 @@ def test_parse_score_takes_what_the_reply_says_and_nothing_else(text: str, score
     assert parse_score(text, RUBRIC) == score
 
 
-@settings(deadline=None)
 @given(st.text() | st.from_regex(r"(score|rating)\W{0,3}-?[0-9.,/]{1,9}.{0,9}"))
 def test_parse_score_gives_a_score_on_the_scale_or_none(text: str) -> None:
     score = parse_score(text, RUBRIC)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistill.core.answers import TOO_LONG, answer_id, answer_schema, answer_to_row, answers_to_table, row_seed
@@ -53,7 +53,6 @@ TABLES = st.fixed_dictionaries(
 SCORES = st.none() | st.builds(Judgement, st.just(""), st.just("r"), st.none() | st.floats(1, 5), st.just("reply"))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(ANSWERS, SCORES), min_size=4, max_size=12), TABLES, st.booleans(), st.integers(0, 12))
 def test_keep_table_says_what_keep_says_of_each_row(rows, table, is_judged, cut) -> None:
     rules = compile_rules(

@@ -50,7 +50,7 @@ class Driver:
         self.named += [commit.shard for commit in find_unnamed(self.folder, self.named, ORIGIN)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(STEPS)
 def test_no_row_is_lost_or_doubled_by_commits_joins_and_kills(steps) -> None:
     good: set[str] = set()

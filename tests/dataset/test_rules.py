@@ -5,7 +5,7 @@ import time
 import urllib.request
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistill.core.answers import TOO_LONG
@@ -190,7 +190,6 @@ def test_the_first_broken_rule_counts() -> None:
     assert reasons[:-1] == list(DROP_REASONS)[:-2], "duplicates are only seen among all rows"
 
 
-@settings(deadline=None)
 @given(
     st.builds(
         make_answer,

@@ -79,7 +79,7 @@ def test_a_copy_of_a_copy_stays_where_it_is_no_copy_of_what_stays() -> None:
     assert find(texts, 0.7).keys() == {"b"}, "c is near b, which is dropped, and far from a, which stays"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_the_order_of_rows_and_the_size_of_tables_change_nothing(data) -> None:
     groups = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=10))

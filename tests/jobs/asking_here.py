@@ -54,7 +54,7 @@ class HashHere:
 class Method:
     """A method of a handle: what it gives is there at once."""
 
-    request_id = "1"
+    _request_metadata = SimpleNamespace(internal_request_id="1")
 
     def __init__(self, do: Any) -> None:
         self._do = do

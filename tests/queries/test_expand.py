@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raydistill.core.errors import QualityError
@@ -74,7 +74,6 @@ def test_parse_expansion_keeps_numbers_and_quotes_inside_a_query() -> None:
     assert texts_in("\n".join(f"{number}. {text}" for number, text in enumerate(kept, start=1))) == kept
 
 
-@settings(deadline=None)
 @given(st.text() | st.lists(st.text() | st.none() | st.dictionaries(st.text(), st.text())).map(json.dumps))
 def test_parse_expansion_takes_anything(answer: str) -> None:
     for query in parse_expansion(REQUEST, answer):

@@ -45,7 +45,7 @@ def test_every_format_gives_the_same_queries(tmp_path: Path, name: str) -> None:
     assert [query.metadata for query in found] == [{"sector": "bank"}, {"sector": "shop"}, {}]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(TEXTS, min_size=1, max_size=8))
 def test_every_format_gives_the_same_ids_for_any_text(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
@@ -57,7 +57,7 @@ def test_every_format_gives_the_same_ids_for_any_text(
         assert [query.id for query in iter_queries(write(folder / name, rows))] == expected, name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n")), min_size=1, max_size=8))
 def test_plain_text_gives_the_ids_of_its_lines(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("text") / "q.txt"

@@ -81,7 +81,7 @@ def test_the_last_question_of_a_conversation_decides() -> None:
     assert not list(find_near_duplicates([same[0], make_query("Where is the invoice of my order?")], 0.7))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.randoms(use_true_random=False), st.sampled_from([0.6, 0.8, 0.9]))
 def test_what_is_kept_does_not_depend_on_the_order_and_is_kept_again(rng: random.Random, threshold: float) -> None:
     queries = make_texts(rng, 50)

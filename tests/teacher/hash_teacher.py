@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from raydistill.core.errors import EngineLostError
+from raydistill.core.errors import EngineGoneError, EngineLostError
 from raydistill.core.models import model_revision
 from raydistill.core.records import TokenRequest, TokenResult, Usage
 from raydistill.engine.routing import ROUTER
@@ -65,8 +65,9 @@ class HashTeacher:
             os._exit(1)
         if "LOST" in text and not asked:
             self._is_back_at = time.monotonic() + LOST_SECONDS
+            raise EngineLostError("the engine died")
         if time.monotonic() < self._is_back_at:
-            raise EngineLostError("the engine is gone")
+            raise EngineGoneError("the engine is gone")
         is_faulty = self._is_sick if "SICK" in text else not asked
         if "RAISE" in text and is_faulty:
             raise RuntimeError("out of order")
