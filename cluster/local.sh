@@ -121,6 +121,15 @@ except OSError as error:
 PYTHON
 }
 
+deploy_student() { # a dashboard that has just come up may cut a connection: then once or twice more
+  local try
+  for try in 1 2 3; do
+    "$BIN/serve" deploy --address "http://127.0.0.1:$STUDENT_DASHBOARD_PORT" "$STUDENT_CONFIG" >"$STATE/deploy.log" 2>&1 && return
+    ((try < 3)) && grep -q ConnectionError "$STATE/deploy.log" || return 1
+    sleep 1
+  done
+}
+
 student_fault() { # why Serve has given the student up; nothing where it may still come
   PYTHONPATH="$ROOT" "$BIN/python" "$ROOT/cluster/student.py" fault "http://127.0.0.1:$STUDENT_DASHBOARD_PORT" "$STATE/token"
 }
@@ -207,15 +216,14 @@ up() {
     --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
   launch_head head "$GCS_PORT" "$DASHBOARD_PORT" "$temp_dir/jobs" "${node[@]}"
   launch_head student "$STUDENT_GCS_PORT" "$STUDENT_DASHBOARD_PORT" "$temp_dir/student" "${node[@]}"
-  "$BIN/serve" deploy --address "http://127.0.0.1:$STUDENT_DASHBOARD_PORT" "$STUDENT_CONFIG" >"$STATE/deploy.log" 2>&1 ||
-    fail "the student was not deployed: $(tail -n 5 "$STATE/deploy.log")"
+  deploy_student || fail "the student was not deployed: $(tail -n 5 "$STATE/deploy.log")"
   # While its engine starts:
   for ((index = 1; index <= WORKERS; index++)); do
     launch "worker-$index" "$BIN/ray" start --address="127.0.0.1:$GCS_PORT" --temp-dir="$temp_dir/jobs" "${node[@]}"
     wait_for "worker-$index" "Ray's worker $index" grep -q "Ray runtime started" "$STATE/worker-$index.log"
   done
   echo "Ray for jobs: 127.0.0.1:$GCS_PORT, dashboard $DASHBOARD, $((WORKERS + 1)) nodes"
-  wait_for student "the student" get "$URL/healthz"
+  wait_for student "the student" get "$URL/status" # which its replica answers; the front is up before that
   echo "student: $URL"
   trap - EXIT
 }
