@@ -5,12 +5,14 @@
 Both servers are up, and asked in turns, in a random order; one that is not asked sleeps. Each turn has prompts of its
 own, so nothing but the template is in a cache; both sides of a pair get the same prompts and seeds. Printed are, of
 every turn and as ratios pair by pair: the median time to the first event of a stream, one request at a time; and
-completion tokens a second with many at once, streamed and whole.
+completion tokens a second with many at once, streamed and whole; and the processor's time that a side's processes take
+for each of these tokens, which says more where others use the cores too.
 """
 
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -18,10 +20,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import psutil
 
 from jobs.runtime import ClusterConfig, connect, disconnect, start_http
 from tests.bench.machine import describe_machine
@@ -41,15 +44,16 @@ def main() -> None:
     parser.add_argument("--first-tokens", type=int, default=16, help="requests one at a time, of each turn")
     arguments = parser.parse_args()
     turns: list[dict[str, Any]] = []
-    with both_servers(arguments.pieces_per_second) as urls:
+    with both_servers(arguments.pieces_per_second) as (urls, plain):
         chooser = random.Random(0)
         for side in SIDES:  # what is done once, like the first look at the template, is no part of the measurement
-            asyncio.run(measure(urls[side], arguments, number=-1))
+            asyncio.run(measure(urls[side], arguments, number=-1, cpu=lambda: 0.0))
         for number in range(arguments.repeats):
             for side in chooser.sample(SIDES, len(SIDES)):
-                turns.append({"pair": number, "side": side, **asyncio.run(measure(urls[side], arguments, number))})
+                cpu = functools.partial(cpu_seconds, plain, side)
+                turns.append({"pair": number, "side": side, **asyncio.run(measure(urls[side], arguments, number, cpu))})
                 print(json.dumps(turns[-1]), file=sys.stderr, flush=True)
-    names = ("first_event_ms", "streamed_tokens_per_second", "whole_tokens_per_second")
+    names = [name for name in turns[0] if name not in ("pair", "side")]
     ratios = {name: describe_ratio(turns, name) for name in names}
     print(
         json.dumps({"machine": describe_machine(), **vars(arguments), "ours/plain": ratios, "turns": turns}, indent=2)
@@ -68,8 +72,8 @@ def describe_ratio(turns: list[dict[str, Any]], name: str) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def both_servers(pieces_per_second: float | None) -> Iterator[dict[str, str]]:
-    """Start our application and plain vllm with the same engine arguments; give their URLs."""
+def both_servers(pieces_per_second: float | None) -> Iterator[tuple[dict[str, str], int]]:
+    """Start our application and plain vllm with the same engine arguments; give their URLs and plain's process id."""
     from raydistill.core.models import resolve_model
     from raydistill.engine.args import make_llm_config, vllm_args
     from raydistill.engine.config import EngineConfig
@@ -98,7 +102,7 @@ def both_servers(pieces_per_second: float | None) -> Iterator[dict[str, str]]:
     )
     try:
         wait_for_listener(port, 120)
-        yield {"ours": f"{url}/teacher", "plain": f"http://127.0.0.1:{port}"}
+        yield {"ours": f"{url}/teacher", "plain": f"http://127.0.0.1:{port}"}, plain.pid
     finally:
         plain.terminate()
         plain.wait(30)
@@ -113,25 +117,41 @@ def make_flag(key: str, value: Any) -> list[str]:
     return [name, str(value)]
 
 
-async def measure(url: str, arguments: argparse.Namespace, number: int) -> dict[str, Any]:
+def cpu_seconds(plain: int, side: str) -> float:
+    """Return the processor's time of a side's processes until now: plain's, or all others below this one."""
+    ours = {process.pid: process for process in psutil.Process().children(recursive=True)}
+    theirs = {plain, *(process.pid for process in psutil.Process(plain).children(recursive=True))}
+    total = 0.0
+    for process in [ours[pid] for pid in ours if (pid in theirs) is (side == "plain")]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+async def measure(url: str, arguments: argparse.Namespace, number: int, cpu: Callable[[], float]) -> dict[str, Any]:
     """Return the numbers of one turn."""
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=None)) as client:
         first_seconds = []
         for index in range(arguments.first_tokens):
             first_seconds.append((await ask(client, make_body(f"first {number} {index}", 2, True)))[0])
-        rates = {}
+        rates, cpu_ms = {}, {}
         for stream in (True, False):
             bodies = [
                 make_body(f"{stream} {number} {index}", arguments.max_tokens, stream)
                 for index in range(arguments.concurrency)
             ]
-            start = time.monotonic()
+            start, worked = time.monotonic(), cpu()
             answers = await asyncio.gather(*(ask(client, body) for body in bodies))
-            rates[stream] = sum(tokens for _, tokens in answers) / (time.monotonic() - start)
+            tokens = sum(tokens for _, tokens in answers)
+            rates[stream] = tokens / (time.monotonic() - start)
+            cpu_ms[stream] = 1000 * (cpu() - worked) / tokens
     return {
         "first_event_ms": round(1000 * statistics.median(first_seconds), 2),
         "streamed_tokens_per_second": round(rates[True], 1),
         "whole_tokens_per_second": round(rates[False], 1),
+        "streamed_cpu_ms_per_token": round(cpu_ms[True], 3),
+        "whole_cpu_ms_per_token": round(cpu_ms[False], 3),
     }
 
 
