@@ -173,8 +173,9 @@ def _choose_first(plan: Plan, config: CreateDataConfig) -> np.ndarray:
 def _finish(plan: Plan, config: CreateDataConfig) -> Manifest:
     """Finish the dataset; nothing is left of its request objects, those of a run that died behind the last answer."""
     manifest = _keep(plan, config)
-    for place in (plan.folder, join(plan.folder, JUDGEMENTS)):
-        clear_requests(join(place, REQUESTS))
+    clear_requests(join(plan.folder, REQUESTS))
+    if plan.rubric is not None:
+        clear_requests(join(plan.folder, JUDGEMENTS, REQUESTS))
     return manifest
 
 
