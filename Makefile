@@ -53,6 +53,7 @@ soak: setup  ## hours: SEEDS runs of create_data in which everything dies once, 
 	RAYDISTILL_MUTANTS=820 $(BIN)/python -m pytest tests/registry/test_mutants.py
 	RAYDISTILL_SWAP_SEEDS=100 $(BIN)/python -m pytest tests/serving/test_swaps.py
 	RAYDISTILL_MIXED_BATCHES=1000 $(LOCK) $(BIN)/python -m pytest tests/engine/test_engine_lora.py tests/engine/test_engine_bfloat16.py
+	RAYDISTILL_PLAIN_SERVERS=1 $(LOCK) $(BIN)/python -m pytest tests/training/test_plain_server.py
 	RAYDISTILL_SWAPS=100 $(LOCK) $(BIN)/python -m pytest tests/jobs/test_swaps_under_load.py tests/jobs/test_killed_under_load.py
 
 lint: $(VENV)/.installed  ## ruff, ruff format, pyright

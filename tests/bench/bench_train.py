@@ -3,8 +3,9 @@
     python -m tests.bench.bench_train [--repeats 3] [--steps 4] [--sides ours ours_kl plain trl] [--model FOLDER]
 
 Sides: `ours` is what jobs.train does on one worker (DeepSpeed, packed rows, the head on completion tokens, in chunks),
-`ours_kl` the same with the teacher's pass behind a P of --prefix tokens, `plain` Hugging Face and PEFT with padding, in
-bfloat16 by autocast, `trl` TRL's SFTTrainer with PEFT and its own defaults (pip install 'raydistill[bench]').
+`ours_kl` the same with the teacher's pass behind a P of --prefix tokens, the other `ours_` are of lora_variants.py.
+`plain` is Hugging Face and PEFT with padding, in bfloat16 by autocast, `trl` TRL's SFTTrainer with PEFT and its own
+defaults (pip install 'raydistill[bench]').
 All have the same rows in each step: prompts without P, completions of log-normal length. Each turn is a process of its
 own, in turns and in a random order; real tokens are those of rows, not of padding. Memory is the peak of the resident
 set in the steps beyond that after loading. Losses are compared in float32, step by step.
@@ -29,11 +30,12 @@ import torch
 
 from raydistill.core.models import resolve_model
 from raydistill.training.batches import EncodedRow
+from tests.bench.lora_variants import VARIANTS, apply_variant
 from tests.bench.machine import describe_machine
 from tests.loopback import free_port
 from tests.processes import ROOT
 
-SIDES = ("ours", "ours_kl", "plain", "trl")
+SIDES = ("ours", "ours_kl", *(f"ours_{variant}" for variant in VARIANTS), "plain", "trl")
 RANK, RATE = 32, 1e-4
 WARM_UP_STEPS = 1
 
@@ -120,11 +122,7 @@ def _measure(side: str, dtype: str, options: argparse.Namespace) -> dict[str, An
     steps = [rows[first : first + options.batch_size] for first in range(0, len(rows), options.batch_size)]
     if side == "trl":
         return _trl(model_dir, steps, options)
-    with (
-        _our_step(model_dir, dtype, side == "ours_kl", options)
-        if side != "plain"
-        else _plain_step(model_dir, dtype) as step
-    ):
+    with _our_step(model_dir, dtype, side, options) if side != "plain" else _plain_step(model_dir, dtype) as step:
         loaded = _resident_mib()
         losses, seconds = [], []
         with _peak() as peak:
@@ -151,7 +149,7 @@ def _turn(side: str, dtype: str, steps: list[list[EncodedRow]], seconds: list[fl
 
 @contextmanager
 def _our_step(
-    model_dir: str, dtype: str, with_teacher: bool, options: argparse.Namespace
+    model_dir: str, dtype: str, side: str, options: argparse.Namespace
 ) -> Iterator[Callable[[list[EncodedRow]], float]]:
     import dataclasses
 
@@ -163,8 +161,10 @@ def _our_step(
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
-    engine = start_engine(load_student(model_dir, RANK, RANK, 0, dtype), 0, RATE, on_gpu=False)
-    setting = Setting(0, 1, torch.device("cpu"), dtype)
+    model = load_student(model_dir, RANK, RANK, 0, dtype)
+    apply_variant(model, side.removeprefix("ours_"))
+    engine = start_engine(model, 0, RATE, on_gpu=False)
+    setting, with_teacher = Setting(0, 1, torch.device("cpu"), dtype), side == "ours_kl"
     if with_teacher:
         prefix = open_prefix(engine, [100 + place % 200 for place in range(options.prefix)], dtype, setting.device)
         setting = dataclasses.replace(setting, prefix=prefix)
