@@ -26,7 +26,8 @@ hypothesis.settings.register_profile("shared machine", **PATIENT)
 hypothesis.settings.load_profile("shared machine")
 
 ENGINES = ("cluster", "client", "engine", "jobs", "training")  # folders whose tests hold engines or train
-CLUSTERS = ("jobs/data", "chaos")  # those that hold a Ray cluster, one for all, and hardly compute
+# Those that hold a Ray cluster and hardly compute: one for all of a folder, or one that mostly waits for the killed.
+CLUSTERS = ("jobs/data/", "chaos/", "training/test_faults.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,10 +46,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class EnginesInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            for folder in (*CLUSTERS, *ENGINES):
-                if path.startswith(f"tests/{folder}/"):
-                    return "engines" if folder in ENGINES else folder
-            return path
+            for place in CLUSTERS:
+                if path.startswith(f"tests/{place}"):
+                    return place
+            return "engines" if path.split("/")[1] in ENGINES else path
 
     return EnginesInOneProcess(config, log)
 
