@@ -51,6 +51,11 @@ class MergedTable(AdapterTable):
         only = f"this student has only {'/'.join(self._alias)}, merged into its weights"
         raise NotFoundError(f"{model!r} is not served here: {only}. {self._describe()}")
 
+    def names(self) -> list[str]:
+        """Return the alias and its version; one that was replaced is no name, though its files leave a look later."""
+        served = self._served.get(self._alias)
+        return [] if served is None else ["/".join(self._alias), f"{self._alias[0]}/{served.version.label}"]
+
     @asynccontextmanager
     async def use(self, model: str) -> AsyncIterator[Loaded]:
         """Find the version, when its weights do not change, and keep them for as long as the request runs."""

@@ -127,6 +127,13 @@ def test_only_the_alias_and_its_version_are_served(registry, tmp_path):
         for model in ("triage/v0002", "triage/candidate", "other", "", "base"):
             with pytest.raises(NotFoundError, match="only triage/final, merged into its weights"):
                 await table.find(model)
+        move_alias(registry.model(), "final", "v0002")
+        await table.look()
+        while "v0001" in table.status()["aliases"]["triage/final"]:
+            await asyncio.sleep(0)
+        assert table.names() == ["triage/final", "triage/v0002"], "at once, and not with the next look"
+        with pytest.raises(NotFoundError, match="not served here"):
+            await table.find("triage/v0001")
 
     asyncio.run(ask())
 
