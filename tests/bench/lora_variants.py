@@ -1,7 +1,8 @@
 """Faster LoRA layers that were tried and not taken, for bench_train to measure beside what is.
 
-`bfloat16` casts the adapters once, not in every pass; `fused` is one autograd function a layer, with both products
-added in place; `compiled` gives every decoder layer to torch.compile. docs/training.md has what they came to.
+`bfloat16` casts the adapters once, not in every pass, and AdamW's state with them; `fused` is one autograd function a
+layer, with both products added in place; `compiled` gives every decoder layer to torch.compile. docs/training.md has
+what they came to.
 """
 
 from typing import Any
