@@ -36,7 +36,7 @@ async def join_events(
             if number <= num_first or time.monotonic() - sent >= pause_seconds():
                 sent = time.monotonic()
                 yield _take(held)
-    except Exception:
+    except Exception:  # whatever it was, it rises when what came before it is out
         if held:  # what was answered before the engine died
             yield _take(held)
         raise
