@@ -19,7 +19,7 @@ import numpy as np
 
 from jobs import task
 from jobs.budget import check_length, describe_writing, estimate_tokens, find_overrun
-from jobs.capacity import cache_bytes, require_here
+from jobs.capacity import cache_bytes, require, require_here, require_room
 from jobs.data_config import CreateDataConfig
 from jobs.data_plan import (
     Plan,
@@ -33,7 +33,7 @@ from jobs.data_plan import (
 )
 from jobs.places import Place, model_places
 from jobs.progress import show_asking, show_stage
-from jobs.runtime import ClusterConfig, begin_work, connect, require, require_room, require_shared, run_main
+from jobs.runtime import ClusterConfig, begin_work, connect, require_shared, run_main
 from jobs.teacher_application import open_teacher
 from raydistill.core.idset import contains, pack_ids
 from raydistill.core.patience import patiently

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import create_data, data_plan, evaluate, train
 from jobs.budget import find_overrun
-from jobs.capacity import cache_bytes, require_here
+from jobs.capacity import cache_bytes, require, require_here, require_room
 from jobs.data_plan import Queries
 from jobs.distill_input import Settings, check_input, read_settings
 from jobs.places import Place
@@ -23,8 +23,6 @@ from jobs.runtime import (
     begin_work,
     connect,
     disconnect,
-    require,
-    require_room,
     require_shared,
     run_main,
     start_http,

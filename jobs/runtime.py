@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from jobs.places import Place, check_shared
 from raydistill.core.config import Section
-from raydistill.core.errors import BAD_INPUT, CapacityError, RaydistillError
+from raydistill.core.errors import BAD_INPUT, RaydistillError
 from raydistill.core.records import digest
 
 IDLE_WORKERS = 1  # that a local cluster keeps
@@ -179,80 +179,6 @@ def disconnect(config: ClusterConfig) -> None:
             serve.delete(name)
         _set_global_client(None)  # Serve would take the next cluster of this process for this one
     ray.shutdown()
-
-
-def require(
-    what: str,
-    cpus: float = 0,
-    gpus: float = 0,
-    memory_bytes: float = 0,
-    cluster: ClusterConfig | None = None,
-) -> None:
-    """Refuse what the connected cluster can never have.
-
-    Args:
-        what: the job, for the message.
-        cpus: logical CPUs.
-        gpus: GPUs.
-        memory_bytes: memory that Ray reserves.
-        cluster: says what the cluster can grow to, where it does so by itself.
-
-    Raises:
-        CapacityError: with both numbers, before anything is started.
-    """
-    import ray
-
-    have = dict(ray.cluster_resources())
-    if cluster is not None:
-        have["CPU"] = max(have.get("CPU", 0), cluster.max_cpus or 0)
-        have["GPU"] = max(have.get("GPU", 0), cluster.max_gpus or 0)
-    wanted = {"CPU": cpus, "GPU": gpus, "memory": memory_bytes}
-    short = [
-        f"{wanted[key]:g} {key}, the cluster has {have.get(key, 0):g}"
-        for key in wanted
-        if wanted[key] > have.get(key, 0)
-    ]
-    if short:
-        raise CapacityError(
-            f"{what} needs {'; '.join(short)}. Ask for less, or give the cluster more (cluster.num_cpus; "
-            "cluster.max_cpus and cluster.max_gpus where it grows by itself)."
-        )
-
-
-def require_room(what: str, count: int, size: Mapping[str, float], cluster: ClusterConfig, apart: bool = False) -> None:
-    """Refuse what the nodes of the connected cluster have no room for one by one, though all of them together may.
-
-    A cluster that grows by itself is believed: of what size its next nodes are Ray does not tell.
-
-    Args:
-        what: the parts, for the message.
-        count: how many parts.
-        size: what a node must have for one of them: logical CPUs, GPUs.
-        cluster: says whether it grows.
-        apart: each part has a node of its own.
-
-    Raises:
-        CapacityError: with both numbers, before anything is started.
-    """
-    import ray
-
-    if cluster.max_cpus is not None or cluster.max_gpus is not None:
-        return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = [min(int(node.get(key, 0) // amount) for key, amount in size.items()) for node in nodes]
-    have = sum(min(1, parts) for parts in room) if apart else sum(room)
-    if have < count:
-        sizes = sorted({_list_resources(node, size) for node in nodes})
-        where = "each on a node of its own" if apart else "each on one node"
-        raise CapacityError(
-            f"{what} needs {count} times {_list_resources(size, size)}, {where}; the cluster has room for {have}, its "
-            f"{len(nodes)} nodes have {', '.join(sizes)}. Ask for less, or give the cluster more or larger nodes "
-            "(cluster.max_cpus where it grows by itself)."
-        )
-
-
-def _list_resources(have: Mapping[str, float], keys: Iterable[str]) -> str:
-    return " and ".join(f"{have.get(key, 0):g} {key}" for key in keys)
 
 
 def require_shared(places: Sequence[Place], config: ClusterConfig) -> None:

@@ -11,7 +11,7 @@ import httpx
 from pydantic import Field
 
 from jobs import task
-from jobs.capacity import cache_bytes, require_here
+from jobs.capacity import cache_bytes, require, require_here, require_room
 from jobs.places import find_model, model_places
 from jobs.progress import show_stage
 from jobs.runtime import (
@@ -21,8 +21,6 @@ from jobs.runtime import (
     disconnect,
     is_own_cluster,
     name_application,
-    require,
-    require_room,
     require_shared,
     run_main,
     start_http,

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from jobs import task
-from jobs.capacity import require_here
+from jobs.capacity import require, require_here, require_room
 from jobs.faults import collect, raise_all
 from jobs.places import Place, find_model, model_places
 from jobs.progress import TrainingProgress, show_training
@@ -23,8 +23,6 @@ from jobs.runtime import (
     begin_work,
     connect,
     disconnect,
-    require,
-    require_room,
     require_shared,
     run_main,
 )

@@ -260,7 +260,7 @@ def test_the_same_data_again_asks_nothing(world):
 
 def test_more_than_the_cluster_can_ever_have_is_refused_with_both_numbers(world):
     from jobs import train
-    from jobs.runtime import require
+    from jobs.capacity import require
     from raydistill.core.errors import CapacityError
 
     started = time.monotonic()

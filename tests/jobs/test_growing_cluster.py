@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from jobs import distill
-from jobs.runtime import ClusterConfig, require, require_room
+from jobs.capacity import require, require_room
+from jobs.runtime import ClusterConfig
 from jobs.serve import read_status
 from raydistill.core.errors import CapacityError
 from tests.tiny_task import write_tiny_task
