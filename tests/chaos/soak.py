@@ -1,8 +1,9 @@
 """Many runs of create_data under faults, one after another; what was run before, of the same code, is not run again.
 
-    python -m tests.chaos.soak --seeds 34 [--teacher vllm] [--results soak.json]
+    python -m tests.chaos.soak --seeds 34 [--first 0] [--teacher vllm] [--results soak.json]
 
-Each seed is a run in which every kind of fault strikes once, so 34 seeds are 204 kills. Prints the failures, and the
+Each seed is a run in which every kind of fault strikes once, so 34 seeds are 204 kills. A run mostly waits: with
+--first and --results, two halves of the seeds can run side by side. Prints the failures, and the
 share of failing runs that is ruled out with 95 % confidence (the exact bound of Clopper and Pearson), as JSON.
 """
 
@@ -27,16 +28,18 @@ def main() -> None:
     """Run the seeds that have no result yet, and print what all came to; status 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=34)
+    parser.add_argument("--first", type=int, default=0, help="seed")
     parser.add_argument("--teacher", choices=("hash", "vllm"), default="hash")
     parser.add_argument("--results", type=Path, default=Path("soak.json"))
     arguments = parser.parse_args()
     commit = _find_commit()
     results = read_results(arguments.results, commit)
-    for seed in range(arguments.seeds):
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    for seed in seeds:
         if str(seed) not in results:
             results[str(seed)] = _run(seed, arguments.teacher)
             arguments.results.write_text(json.dumps({"commit": commit, "results": results}, indent=2))
-    wanted = [results[str(seed)] for seed in range(arguments.seeds)]
+    wanted = [results[str(seed)] for seed in seeds]
     failures = {seed: result for seed, result in results.items() if result["wrong"]}
     summary = {
         "runs": len(wanted),
