@@ -33,10 +33,16 @@ def _expected(y, x, a, b, slots):
     return y
 
 
+def _choose_way(monkeypatch, few):
+    """Have so many rows count as few, and be multiplied by all adapters at once, or as many."""
+    monkeypatch.setattr(lora_cpu, "FEW_ROWS", 256 if few else 1)
+    monkeypatch.setattr(lora_cpu, "JOINT_ROWS", 512 if few else 0)
+
+
 @pytest.mark.parametrize("slots", [[0, 0, 0, 0], [-1, -1, -1, -1], [2, -1, 0, 2], [-1, 1, 1, 0], [2, 2, -1, -1]])
-@pytest.mark.parametrize("masked", [0, 128])
-def test_linear_equals_row_by_row_products(slots, masked, monkeypatch):
-    monkeypatch.setattr(lora_cpu, "MASKED_TOKENS", masked)
+@pytest.mark.parametrize("few", [True, False])
+def test_linear_equals_row_by_row_products(slots, monkeypatch, few):
+    _choose_way(monkeypatch, few)
     a, b = _weights()
     x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
     expected = _expected(y, x, a, b, slots)
@@ -44,9 +50,9 @@ def test_linear_equals_row_by_row_products(slots, masked, monkeypatch):
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("masked", [0, 128])
-def test_what_vllm_writes_into_its_own_tensors_later_is_used(monkeypatch, masked):
-    monkeypatch.setattr(lora_cpu, "MASKED_TOKENS", masked)
+@pytest.mark.parametrize("few", [True, False])
+def test_what_vllm_writes_into_its_own_tensors_later_is_used(monkeypatch, few):
+    _choose_way(monkeypatch, few)
     a, b = _weights()
     slots = [1, -1, 2, 1]
     wrapper = _wrapper(slots)
@@ -60,6 +66,42 @@ def test_what_vllm_writes_into_its_own_tensors_later_is_used(monkeypatch, masked
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("slots", [[1, 1, 1], [1, 0, 1]])
+def test_a_lower_rank_than_the_slots_and_slices_that_are_not_adapted(slots):
+    a, b = _weights(4)
+    a[0][1, 0, 2:], b[0][1, 0, :, 2:] = 0, 0
+    a[1][1], b[1][1] = 0, 0
+    x, y = torch.randn(3, INPUTS), torch.randn(3, sum(SIZES))
+    expected = _expected(y, x, a, b, slots)
+    wrapper = _wrapper(slots)
+    wrapper.add_lora_linear(y, x, a, b, 1.0, SIZES)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+    first_RI, second_RO = wrapper._layers[id(a[0])]._read(1)
+    assert len(first_RI) == len(second_RO) == 2
+
+
+@pytest.mark.parametrize("slots", [[1, 1, 1], [1, 0, 1]])
+def test_a_layer_that_an_adapter_leaves_alone_stays_as_it_is(slots):
+    a, b = _weights(5)
+    for tensor in (*a, *b):
+        tensor[1] = 0
+    x, y = torch.randn(3, INPUTS), torch.randn(3, sum(SIZES))
+    expected = _expected(y, x, a, b, slots)
+    _wrapper(slots).add_lora_linear(y, x, a, b, 1.0, SIZES)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(y[0], expected[0])
+
+
+def test_without_onednn_torch_multiplies(monkeypatch):
+    monkeypatch.setattr(lora_cpu.ops, "_supports_onednn", False)
+    monkeypatch.delattr(lora_cpu.ops, "create_onednn_mm")
+    a, b = _weights(6)
+    x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
+    expected = _expected(y, x, a, b, [2, -1, 0, 2])
+    _wrapper([2, -1, 0, 2]).add_lora_linear(y, x, a, b, 1.0, SIZES)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_what_is_no_number_in_one_rows_adapter_reaches_no_other_row():
     a, b = _weights()
     a[0][2, 0, 0, 0] = float("inf")
@@ -68,9 +110,9 @@ def test_what_is_no_number_in_one_rows_adapter_reaches_no_other_row():
     assert y[1:].isfinite().all() and not y[0].isfinite().all()
 
 
-@pytest.mark.parametrize("masked", [0, 128])
-def test_base_rows_are_untouched_bit_for_bit(monkeypatch, masked):
-    monkeypatch.setattr(lora_cpu, "MASKED_TOKENS", masked)
+@pytest.mark.parametrize("few", [True, False])
+def test_base_rows_are_untouched_bit_for_bit(monkeypatch, few):
+    _choose_way(monkeypatch, few)
     a, b = _weights()
     x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
     before = y.clone()
