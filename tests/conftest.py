@@ -25,9 +25,9 @@ PATIENT = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.to
 hypothesis.settings.register_profile("shared machine", **PATIENT)
 hypothesis.settings.load_profile("shared machine")
 
-ENGINES = ("cluster", "client", "engine", "jobs", "training")  # folders whose tests hold engines or train
-# Those that hold a Ray cluster and hardly compute: one for all of a folder, or one that mostly waits for the killed.
-CLUSTERS = ("jobs/data/", "chaos/", "training/test_faults.py")
+ENGINES = ("cluster", "client", "engine", "jobs")  # folders whose tests hold engines
+# Those that hold a Ray cluster and mostly wait, or train: each folder's in one process, beside the engines.
+CLUSTERS = ("jobs/data/", "chaos/", "training/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
