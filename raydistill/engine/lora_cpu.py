@@ -147,6 +147,8 @@ class LayerFactors:
             rank = max(1, *(len(first_RI) for first_RI, _ in slots))
             first_RI = torch.cat([_pad(first_RI, rank) for first_RI, _ in slots[:num_slots]])
             second_RO = torch.cat([_pad(second_RO, rank) for _, second_RO in slots[:num_slots]])
+            if not second_RO.isfinite().all():  # by zero it would not be nothing: each adapter alone then
+                num_slots = JOINT_ROWS + 1
             self._joint = Pair(Product(first_RI.t()), Product(second_RO), num_slots)
         return self._joint
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import random
 
+import psutil
 import pytest
 import torch
 
@@ -53,6 +54,11 @@ def test_mixed_batch_equals_peft_without_a_spare_slot(engine):
         assert logprobs == pytest.approx(want_logprobs, abs=1e-3), adapter
     distinct = {tuple(tokens) for tokens, _ in answers[:4]}
     assert len(distinct) > 1, "the adapters change nothing, so this test would see no mistake"
+
+
+def test_the_engine_computes_in_one_process(engine):
+    names = [item.name() for item in psutil.Process().children(recursive=True)]
+    assert len([name for name in names if name.startswith("VLLM::")]) == 1, names
 
 
 def test_mixed_batch_equals_solo_runs(engine):
