@@ -57,8 +57,9 @@ def test_distill_that_fails_after_its_first_write_is_status_1(run_main, monkeypa
 
 
 def test_ctrl_c_ends_without_a_traceback():
-    code = (
-        "import time\nfrom jobs.runtime import run_main\n"
+    code = (  # a shell's background jobs, and what they start, ignore the signal
+        "import signal, time\nfrom jobs.runtime import run_main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def main(_):\n    print('up', flush=True)\n    time.sleep(60)\nrun_main(main)\n"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
