@@ -67,15 +67,5 @@ def merge_statuses(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
         }
         for kind in ("refused", "unread", "loading"):
             merged[kind] = dict(sorted(item for status in statuses for item in status.get(kind, {}).items()))
-        merged["refused"] |= _refuse_base_names(merged)
         merged["storage_error"] = next((s["storage_error"] for s in statuses if s.get("storage_error")), None)
     return merged | {"replicas": sorted(statuses, key=lambda status: str(status.get("replica")))}
-
-
-def _refuse_base_names(merged: dict[str, Any]) -> dict[str, str]:
-    """Take out the aliases that no request can name, since that name means the base model; return why they are."""
-    base, aliases = merged["base_model"], merged["aliases"]
-    taken = [alias for alias in aliases if base in (alias, alias.removesuffix("/final"))]
-    for alias in taken:
-        del aliases[alias]
-    return dict.fromkeys(taken, f"the base model is named {base!r}, which is answered by it; name the model otherwise")

@@ -43,9 +43,17 @@ Key = tuple[str, str]  # (model's name, alias)
 class AdapterTable:
     """The aliases and versions of every model below one registry folder, as this replica serves them."""
 
-    def __init__(self, models_uri: str, gate: Gate, max_resident: int) -> None:
-        """Take the registry's folder (ROOT/models), the checks, and how many versions the engine keeps in memory."""
+    def __init__(self, models_uri: str, gate: Gate, max_resident: int, base_model: str = "") -> None:
+        """Take the registry's folder (ROOT/models), and how to check and keep versions.
+
+        Args:
+            models_uri: the folder.
+            gate: the checks.
+            max_resident: how many versions the engine keeps in memory.
+            base_model: its name; requests for it are the base model's.
+        """
         self._uri = models_uri
+        self._base_model = base_model
         self._shelf = Shelf(models_uri, gate, max_resident)
         self._follower = Follower(models_uri)
         self._followed = Followed({}, {})
@@ -133,7 +141,16 @@ class AdapterTable:
 
     def _wanted(self) -> set[Key]:
         """Return the aliases that are followed, of those that there are."""
+        return self._named() - self._shadowed()
+
+    def _named(self) -> set[Key]:
         return {(name, alias) for name, found in self._followed.models.items() for alias in found.mapping}
+
+    def _shadowed(self) -> set[Key]:
+        """Return the aliases that a request may mean, or the base model: it answers to the same name."""
+        return {
+            key for key in self._named() if self._base_model in ("/".join(key), "/".join(key).removesuffix("/final"))
+        }
 
     async def _follow(self, key: Key, falls_back: bool) -> None:
         """Let an alias mean the newest version of its history that passes."""
@@ -233,6 +250,8 @@ class AdapterTable:
     def status(self) -> dict[str, Any]:
         """Return aliases with their exact versions, what is not served and why, and the storage's state."""
         refused = {"/".join(key): item.reason for key, item in sorted(self._shelf.refused.items())}
+        shadowed = f"the base model is named {self._base_model!r} and answers to that; name the model otherwise"
+        refused |= dict.fromkeys(map("/".join, sorted(self._shadowed())), shadowed)
         unread = {
             f"{name}/{label}": item.reason
             for (name, _), items in sorted(self._unread.items())

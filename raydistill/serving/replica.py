@@ -45,7 +45,7 @@ class StudentServer(TokenServer):
         self._poll = asyncio.create_task(self._follow(options["poll_seconds"]))
 
     def _make_table(self, options: dict[str, Any], gate: Gate) -> AdapterTable:
-        return AdapterTable(options["models_uri"], gate, options["max_resident"])
+        return AdapterTable(options["models_uri"], gate, options["max_resident"], self._llm_config.model_id)
 
     async def _follow(self, poll_seconds: float) -> None:
         while True:

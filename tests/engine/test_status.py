@@ -28,14 +28,6 @@ def test_an_alias_counts_where_every_replica_serves_the_same_version():
     assert merged["replicas"] == [first, second]
 
 
-@pytest.mark.parametrize(("base", "taken"), [("triage", "triage/final"), ("triage/candidate", "triage/candidate")])
-def test_an_alias_with_the_base_models_name_is_told_as_refused(base, taken):
-    served = {"triage/final": "triage/v0001@a", "triage/candidate": "triage/v0001@a"}
-    merged = merge_statuses([{**make_status("r1", served), "base_model": base}])
-    assert merged["aliases"] == {alias: exact for alias, exact in served.items() if alias != taken}
-    assert list(merged["refused"]) == [taken] and base in merged["refused"][taken]
-
-
 def test_one_replica_is_what_it_says():
     one = make_status("r1", {"triage/final": "triage/v0001@a"})
     assert merge_statuses([one]) == {**{k: v for k, v in one.items() if k != "replica"}, "replicas": [one]}

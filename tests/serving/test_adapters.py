@@ -269,3 +269,15 @@ def test_an_alias_leaves_when_it_is_gone_and_a_deleted_version_is_no_way_back(re
     delete_version(registry.model(), "v0002")
     asyncio.run(table.refresh())
     assert served(table) == {"triage/final": "triage/v0001"}
+
+
+@pytest.mark.parametrize(("base", "taken"), [("triage", "triage/final"), ("triage/candidate", "triage/candidate")])
+def test_an_alias_that_the_base_model_answers_to_is_refused_by_name(registry, engine, tmp_path, base, taken):
+    registry.publish()
+    for alias in ("final", "candidate"):
+        move_alias(registry.model(), alias, "v0001")
+    table = AdapterTable(registry.uri, engine.gate(tmp_path / "cache"), max_resident=2, base_model=base)
+    asyncio.run(table.refresh())
+    assert served(table) == dict.fromkeys({"triage/final", "triage/candidate"} - {taken}, "triage/v0001")
+    assert list(table.status()["refused"]) == [taken] and repr(base) in table.status()["refused"][taken]
+    assert taken not in table.names()
