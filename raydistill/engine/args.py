@@ -34,6 +34,8 @@ def vllm_args(config: EngineConfig, on_gpu: bool, lora: bool) -> dict[str, Any]:
     }
     if not on_gpu:
         args["enforce_eager"] = True  # starts in 14 s instead of 75 s on two cores
+        # What rows share is cached by whole blocks: of a P of 734 tokens vLLM's 128 leave 94 to compute for every row.
+        args["block_size"] = 32
         args["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
     if lora:
         # One slot more than adapters: even without our grouped path the last, empty one serves base rows.

@@ -1,5 +1,6 @@
 """Check a fetched version against the base model it is to be loaded on, before any engine sees it."""
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def check_version(version: Version, folder: str | Path, model_dir: str, max_rank
         )
     if version.renderer not in NAMES:
         raise VerificationError(f"{where}: its renderer is {version.renderer!r}; known are {', '.join(NAMES)}.")
-    template = get_renderer(version.renderer, load_tokenizer(model_dir)).template_digest
+    template = _template_digest(version.renderer, model_dir, revision)
     if version.template_digest != template:
         raise VerificationError(
             f"{where} was trained with template {version.template_digest}, but {model_dir} renders with {template}: "
@@ -54,6 +55,16 @@ def check_version(version: Version, folder: str | Path, model_dir: str, max_rank
         _check_head(Path(folder) / WEIGHTS_FILE, model_dir, where)
     check_weights(Path(folder) / WEIGHTS_FILE, where)
     _check_probe(version, model_dir, where)
+
+
+@functools.lru_cache(maxsize=8)
+def _template_digest(renderer: str, model_dir: str, revision: str) -> str:
+    """Return the digest of how a renderer renders for a model, whose revision covers its tokenizer's files.
+
+    Kept, since reading a tokenizer takes a third of a second, beside an engine that runs.
+    """
+    del revision
+    return get_renderer(renderer, load_tokenizer(model_dir)).template_digest
 
 
 def check_weights(path: Path, where: str) -> None:

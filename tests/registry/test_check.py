@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raydistill.core.errors import VerificationError
+from raydistill.registry import check
 from raydistill.registry.check import check_version
 from raydistill.registry.fetch import fetch_version
 from raydistill.registry.publish import publish
+from raydistill.renderers import load_tokenizer
 from tests.drafts import make_tiny_draft
 from tests.processes import run_code
 from tests.tiny import make_tiny_model
@@ -54,6 +56,18 @@ def test_check_refuses_one_bad_weight(fetched, model_dir, value, dtype):
     change_weights(folder, poison)
     with pytest.raises(VerificationError, match="holds a weight of"):
         check_version(version, folder, model_dir, max_rank=4)
+
+
+def test_the_tokenizer_is_read_once_for_a_revision_of_the_base(fetched, model_dir, monkeypatch):
+    version, folder = fetched
+    read = []
+    monkeypatch.setattr(check, "load_tokenizer", lambda place: read.append(place) or load_tokenizer(place))
+    check._template_digest.cache_clear()
+    for _ in range(2):
+        check_version(version, folder, model_dir, max_rank=4)
+    assert read == [model_dir]
+    check._template_digest(version.renderer, model_dir, "another revision")
+    assert read == [model_dir, model_dir]
 
 
 def test_check_refuses_another_base_model_a_template_and_a_rank(fetched, model_dir, tmp_path):
