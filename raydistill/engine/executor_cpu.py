@@ -3,8 +3,8 @@
 vLLM's CPU platform gives every engine a worker process, since it sets OpenMP's variables between the two. Our replicas
 have set them before the engine starts (see raydistill.engine.args), so there is nothing to set, and the second process
 only costs: while it computes, the engine spins. On two cores, SmolLM2-135M, an engine of one process makes 1.3 (32 rows
-at once) to 1.45 (64) times the tokens a second, starts in two thirds of the time and takes 0.8 GB less. Registered through the
-entry point `vllm.general_plugins`.
+at once) to 1.45 (64) times the tokens a second, starts in two thirds of the time and takes 0.8 GB less. Registered
+through the entry point `vllm.general_plugins`.
 """
 
 import os
