@@ -37,12 +37,6 @@ def takes_rows(base: Any) -> bool:
     return base.config.get_text_config()._attn_implementation == NAME
 
 
-def takes_prefix(base: Any, device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether `attend` needs no mask for rows behind a prefix; windows that reach into it do."""
-    has_windows = getattr(base.config.get_text_config(), "sliding_window", None) is not None
-    return takes_rows(base) and has_varlen(device, dtype) and not has_windows
-
-
 def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through it
     module: Any,
     query: torch.Tensor,
@@ -51,7 +45,6 @@ def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through
     attention_mask: torch.Tensor | None,
     row_lengths: list[int] | None = None,
     behind_T: torch.Tensor | None = None,
-    places: tuple[torch.Tensor, torch.Tensor] | None = None,
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -64,8 +57,7 @@ def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through
         value: as key.
         attention_mask: of the whole; used where no rows are named.
         row_lengths: of the rows that make up the T tokens; each is causal and sees nothing else.
-        behind_T: which tokens see all that a cache holds before them too; None where there is none.
-        places: in its own row, of each query [T] and of each key [K]; where the mask is ours, which knows no windows.
+        behind_T: which tokens' rows stand behind what a cache holds, and see it too; None where there is none.
         sliding_window: how many tokens a token sees, itself included; None for all that came before.
         options: `scaling`, and what else transformers passes.
     """
@@ -77,37 +69,47 @@ def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through
     with torch.autocast(query.device.type, enabled=False):
         if row_lengths is not None:
             heads, scale = (query, key, value), options.get("scaling")
-            if behind_T is not None:
+            if not has_varlen(query.device, query.dtype) or (behind_T is not None and sliding_window is not None):
+                output = _attend_rows(heads, row_lengths, behind_T, sliding_window, scale)
+            elif behind_T is not None:
                 output = _attend_behind(heads, row_lengths, behind_T, scale)
-            elif has_varlen(query.device, query.dtype):
-                output = _attend_varlen(heads, row_lengths, sliding_window, scale)[0]
             else:
-                output = _attend_rows(heads, row_lengths, sliding_window, scale)
+                output = _attend_varlen(heads, row_lengths, sliding_window, scale)[0]
             return output.to(query_dtype), None
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(kept)
-            if places is not None and sliding_window is not None:
-                is_far_TK = places[0][:, None] - places[1][None, :] >= sliding_window
-                attention_mask = attention_mask.masked_fill(is_far_TK, torch.finfo(kept).min)
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return output.to(query_dtype), None
 
 
-def _attend_rows(heads: Heads, row_lengths: list[int], window: int | None, scale: float | None) -> torch.Tensor:
+def _attend_rows(
+    heads: Heads, row_lengths: list[int], behind_T: torch.Tensor | None, window: int | None, scale: float | None
+) -> torch.Tensor:
+    query, key, value = heads
+    length = key.shape[2] - query.shape[2]
+    shared_key, shared_value = key[:, :, :length], value[:, :, :length]
+    queries = query.split(row_lengths, dim=2)
+    keys, values = (tensor[:, :, length:].split(row_lengths, dim=2) for tensor in (key, value))
+    starts = [0, *itertools.accumulate(row_lengths)][:-1]
+    is_behind = [False] * len(starts) if behind_T is None else behind_T[starts].tolist()
     outputs = []
-    for query, key, value in zip(*(tensor.split(row_lengths, dim=2) for tensor in heads), strict=True):
-        mask = _band(query.shape[2], window, query.device)
+    for query, key, value, behind in zip(queries, keys, values, is_behind, strict=True):
+        if behind:
+            key, value = torch.cat([shared_key, key], dim=2), torch.cat([shared_value, value], dim=2)
+        mask = _band(query.shape[2], key.shape[2], window, query.device)
         settings = {"attn_mask": mask, "is_causal": mask is None, "scale": scale}
         is_grouped = query.shape[1] != key.shape[1]
         outputs.append(F.scaled_dot_product_attention(query, key, value, **settings, enable_gqa=is_grouped))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
-def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Return which keys each query of a row sees, [length, length]; None where a window leaves nothing out."""
-    if window is None or length <= window:
+def _band(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return which keys each of the last `num_queries` tokens sees, [queries, keys]; None for all up to itself."""
+    before = num_keys - num_queries
+    if not before and (window is None or num_keys <= window):
         return None
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+    seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(before)
+    return seen if window is None else seen.triu(before + 1 - window)
 
 
 def _attend_varlen(

@@ -139,14 +139,11 @@ def forward_hidden(
         behind_T = torch.tensor(_fill_up(laid.behind_T, False), device=device)
         positions_T = positions_T + prefix.length * behind_T
         options = {"use_cache": True, "past_key_values": prefix.copy()}
-        if attention.takes_prefix(bare_model(model), device, DTYPES[dtype]):
+        if by_row:
             options |= {"row_lengths": _row_lengths(laid, len(rows_T)), "behind_T": behind_T}
         else:
             before_TP = _additive(behind_T[:, None].expand(-1, prefix.length), DTYPES[dtype])
             mask = torch.cat([before_TP[None, None], block_mask(rows_T, DTYPES[dtype])], dim=-1)
-            if by_row:
-                places_K = torch.cat([torch.arange(prefix.length, device=device), positions_T])
-                options["places"] = (positions_T, places_K)
     elif by_row:
         options["row_lengths"] = _row_lengths(laid, len(rows_T))
     else:

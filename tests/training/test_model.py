@@ -111,6 +111,16 @@ def test_families_of_older_and_newer_attention_are_packed_without_a_difference(f
     student = load_student(str(tmp_path), 2, 2, 0, "float32")
     assert takes_rows(student.get_base_model()) == (family != "falcon")
     assert check_packing(student, ROWS, "float32", CPU) < 1e-4
+    _check_prefix(student, 1e-4)
+
+
+def _check_prefix(student, tolerance):
+    """Rows behind a prefix, and one that is not, say what they say alone."""
+    taught = [EncodedRow(row.id, row.prompt_tokens, row.response_tokens, [7, *row.prompt_tokens]) for row in ROWS]
+    taught.append(EncodedRow("generic", ROWS[0].prompt_tokens, [9, 8], ROWS[0].prompt_tokens, is_generic=True))
+    prefix_tokens = [index % 80 for index in range(11)]
+    prefix = open_prefix(student, prefix_tokens, "float32", CPU)
+    assert check_teacher(student, taught, prefix_tokens, prefix, "float32") < tolerance
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
@@ -124,11 +134,8 @@ def test_sliding_windows_hold_in_packed_rows_and_behind_a_prefix(family, rows, t
     if rows == "by one call":
         use_plain_varlen(monkeypatch)
     student = load_student(str(tmp_path), 2, 2, 0, "float32")
-    taught = [EncodedRow(row.id, row.prompt_tokens, row.response_tokens, [7, *row.prompt_tokens]) for row in ROWS]
-    assert check_packing(student, taught, "float32", CPU) < 1e-4
-    prefix_tokens = [index % 80 for index in range(11)]
-    prefix = open_prefix(student, prefix_tokens, "float32", CPU)
-    assert check_teacher(student, taught, prefix_tokens, prefix, "float32") < 1e-4
+    assert check_packing(student, ROWS, "float32", CPU) < 1e-4
+    _check_prefix(student, 1e-4)
     tokens = torch.tensor([list(range(5, 35))])
     other = tokens.clone()
     other[0, 0] = 80
