@@ -3,6 +3,8 @@
 import asyncio
 from types import SimpleNamespace
 
+import httpx
+
 from raydistill.core.errors import NotFoundError
 from raydistill.core.records import TokenResult, Usage
 from raydistill.engine.front import Front, Limits
@@ -110,3 +112,16 @@ def make_front(engine, **limits):
     """Return the application in front of a fake engine."""
     values = {name: getattr(LIMITS, name) for name in LIMITS.__dataclass_fields__} | limits
     return make_app(Front(engine, Limits(**values)))
+
+
+def run(engine, test, **limits):
+    """Run a coroutine function with a client of the front, in one event loop."""
+
+    async def main():
+        app = make_front(engine, **limits)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=20) as client:
+            client.futures = app.state.futures
+            return await test(client, app.state.front)
+
+    return asyncio.run(main())
