@@ -1,6 +1,7 @@
 """How close a student comes to its prompted teacher, and how far it drifts elsewhere: cross-entropy against KL.
 
-    python -m tests.bench.bench_quality OUT [--rows 45 90 180 360] [--seeds 0 1 2] [--steps 100] [--cells 1]
+    python -m tests.bench.bench_quality OUT [--rows 45 90 180 360] [--seeds 0 1 2] [--steps 100]
+        [--learning-rate 4e-4] [--cells 1]
 
 The task is jobs/configs/triage.toml with the demo model. Its own base with P answers, at temperature 1, by plain
 transformers; both losses take the same answers, the same steps, order, rank and rate. OUT keeps what is done: answers,
@@ -25,6 +26,7 @@ import torch
 
 from jobs.task import load
 from jobs.train import check_model
+from raydistill.core.lr import get_lr
 from raydistill.core.models import resolve_model
 from raydistill.core.prompts import load_prompt, teacher_messages
 from raydistill.evaluation.checks import is_valid
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--retain", type=float, nargs="+", default=[0.0])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=None, help="default: the task's")
     parser.add_argument("--held-out", type=int, default=60)
     parser.add_argument("--cells", type=int, default=None)
     parser.add_argument("--threads", type=int, default=2)
@@ -87,16 +90,15 @@ def main() -> None:
 
 def _summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = ("gap_closed", "valid", "drift_nats", "seconds")
+    keys = ("rows", "steps", "batch_size", "learning_rate", "retain", "loss")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for cell in cells:
-        groups.setdefault((cell["rows"], cell["steps"], cell["batch_size"], cell["retain"], cell["loss"]), []).append(
-            cell
-        )
-    keys = ("rows", "steps", "batch_size", "retain", "loss")
+        groups.setdefault(tuple(cell[key] for key in keys), []).append(cell)
     return [
         dict(zip(keys, group, strict=True))
         | {"seeds": len(own)}
         | {name: round(statistics.mean(cell[name] for cell in own), 4) for name in names}
+        | {"gap_closed_of_each": sorted(round(cell["gap_closed"], 4) for cell in own)}
         for group, own in sorted(groups.items())
     ]
 
@@ -111,8 +113,10 @@ class _Bench:
         task, sections = load([str(TASK)], tables, "train")
         assert task is not None and isinstance(sections["train"], TrainConfig)
         assert isinstance(sections["evaluate"], EvaluateConfig)
-        self._config, self._check = sections["train"], sections["evaluate"].check
         self._model_dir = resolve_model(task.student_model)
+        rate = options.learning_rate or sections["train"].learning_rate or get_lr(self._model_dir)
+        self._config = sections["train"].model_copy(update={"learning_rate": rate})
+        self._check = sections["evaluate"].check
         self._student = check_model(self._config)
         self._renderer = get_renderer("chat", self._student.tokenizer)
         prompt = load_prompt(task.prompt)
@@ -149,7 +153,8 @@ class _Bench:
     def file(self, num_rows: int, seed: int, retain: float, loss: str) -> Path:
         """Return where a cell's result is kept."""
         options = self._options
-        name = f"{loss}-rows{num_rows}-steps{options.steps}x{options.batch_size}-retain{retain}-seed{seed}"
+        steps = f"steps{options.steps}x{options.batch_size}-rate{self._config.learning_rate}"
+        name = f"{loss}-rows{num_rows}-{steps}-retain{retain}-seed{seed}"
         return options.out / f"cell-{name}.json"
 
     def run(self, num_rows: int, seed: int, retain: float, loss: str) -> None:
@@ -160,7 +165,8 @@ class _Bench:
         self._train(log_dir, num_rows, seed, retain, loss)
         seconds = sum(line["train/step_seconds"] for line in _metrics(log_dir) if "train/step_seconds" in line)
         found = {"loss": loss, "rows": num_rows, "seed": seed, "retain": retain, "steps": self._options.steps}
-        found |= {"batch_size": self._options.batch_size, **self._evaluate(log_dir / "adapter"), "seconds": seconds}
+        found |= {"batch_size": self._options.batch_size, "learning_rate": self._config.learning_rate}
+        found |= {**self._evaluate(log_dir / "adapter"), "seconds": seconds}
         file.write_text(json.dumps({**found, "wall_seconds": round(time.monotonic() - started, 1)}))
 
     def _train(self, log_dir: Path, num_rows: int, seed: int, retain: float, loss: str) -> None:
