@@ -4,8 +4,9 @@
         [--learning-rate 4e-4] [--cells 1]
 
 The task is jobs/configs/triage.toml with the demo model. Its own base with P answers, at temperature 1, by plain
-transformers; both losses take the same answers, the same steps, order, rank and rate. OUT keeps what is done: answers,
-one JSON a cell and a cell's checkpoints, so the same command goes on where it stopped; `--cells` stops it earlier.
+transformers; both losses take the same answers, the same steps, order and rank. OUT keeps what is done: answers, one
+JSON a cell and a cell's checkpoints, so the same command goes on where it stopped, and two may run side by side once
+the answers are there (`--cells 0` makes them). All that OUT holds is printed, also of other rates and `--retain`.
 
 Printed for each loss and number of rows, over the seeds: the share of KL(teacher with P || student) that is closed on
 held-out answers, the share of valid greedy answers, and the drift: KL(base || student) on the base's answers to prompts
