@@ -86,6 +86,7 @@ def attend(  # noqa: PLR0913 - transformers' signature, and what we pass through
 def _attend_rows(
     heads: Heads, row_lengths: list[int], behind_T: torch.Tensor | None, window: int | None, scale: float | None
 ) -> torch.Tensor:
+    """Return what each row sees of itself, and of the keys before all rows where it stands behind them."""
     query, key, value = heads
     length = key.shape[2] - query.shape[2]
     shared_key, shared_value = key[:, :, :length], value[:, :, :length]
