@@ -3,15 +3,16 @@
     python -m tests.bench.bench_swap [--promotions 100] [--every 10] [--undisturbed 300] [--poll-seconds 2] [--merged]
 
 A student on Serve, with the demo model and adapters of 20 MB. One chat a second comes in, of 32 tokens, streamed, in
-turn to `triage` (the alias that moves), to `steady` (an adapter that stays) and to the base: first undisturbed, then
-while `triage/final` is promoted to a version that the replica has never seen, again and again. With `--merged` all go
-to `triage`, which is merged into the weights. Each piece of a stream names its version; an answer whose pieces differ
-counts as mixed (that tokens and names agree is shown in float32 by tests/jobs/test_swaps_under_load.py).
+turn to `triage` (the alias that moves), to `steady` (an adapter that stays) and to the base: undisturbed for a while,
+then while `triage/final` is promoted ten times to versions that the replica has never seen, then undisturbed again, and
+so on. With `--merged` all go to `triage`, which is merged into the weights. Who answers for `triage` is looked at by
+chats of one token all the time, in both phases alike. Each piece of a stream names its version; an answer whose pieces
+differ counts as mixed (that tokens and names agree is shown in float32 by tests/jobs/test_swaps_under_load.py).
 
 Printed are the latencies of both phases, and for each promotion the seconds from the alias's move to the first answer
 by the new version, with what the replica says of the way: record, download, digests, checks, load, probe, flip (from
 the probe to the pointer's move); the rest is the wait for the next poll and the first answer itself. A 99th percentile
-is told of 100 answers or more: by default there are 1,000 beside the promotions and 300 before.
+is told of 100 answers or more: by default there are 1,000 beside the promotions and 300 undisturbed ones.
 """
 
 import argparse
@@ -42,6 +43,8 @@ from tests.loopback import free_port
 MODEL = "demo://smollm2-135m-instruct"
 RANK, SCALE, TOKENS = 32, 0.05, 32
 ASKED = ("triage", "steady", MODEL)
+TURN = 10  # promotions between two undisturbed whiles
+LOOK_SECONDS = 0.25  # between two looks at who answers
 
 
 def main() -> None:
@@ -49,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--promotions", type=int, default=100)
     parser.add_argument("--every", type=float, default=10.0, help="seconds between promotions")
-    parser.add_argument("--undisturbed", type=float, default=300.0, help="seconds of the first phase")
+    parser.add_argument("--undisturbed", type=float, default=300.0, help="seconds, of all whiles together")
     parser.add_argument("--poll-seconds", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=2, help="of the engine; as many as there are idle cores")
     parser.add_argument("--merged", action="store_true", help="a student with adapter_mode = merged")
@@ -82,7 +85,8 @@ def publish_versions(root: Path, count: int) -> list[Version]:
 
     model_dir = resolve_model(MODEL)
     tokenizer = load_tokenizer(model_dir)
-    rows = [([1, 100 + index, 200 + index, 300 + index], [400 + index, 500 + index]) for index in range(16)]
+    # As long as those of the demo's: prefixes of 12 to 24 tokens.
+    rows = [(list(range(100 * index, 100 * index + 12)), list(range(7, 20))) for index in range(1, 17)]
     drafts = []
     for seed in range(2):
         folder = make_adapter(model_dir, root / f"weights{seed}", seed, RANK, SCALE, "bfloat16")
@@ -127,25 +131,19 @@ class Bench:
         self._arguments = arguments
         self._asked = ASKED[:1] if arguments.merged else ASKED
         self._answers: list[dict[str, Any]] = []
+        self._seen: set[str] = set()  # versions that answered a look
         self._phase = "undisturbed"
 
     async def run(self, versions: list[Version]) -> dict[str, Any]:
         """Return what both phases showed."""
         for model in self._asked:
             await self._ask(model, TOKENS)
-        self._answers.clear()
         over = asyncio.Event()
-        traffic = asyncio.create_task(self._send(over))
-        await asyncio.sleep(self._arguments.undisturbed)
-        self._phase = "promotions"
-        promotions = []
-        for version in versions[1:]:
-            started = time.monotonic()
-            promotions.append(await self._promote(version))
-            print(json.dumps(promotions[-1]), file=sys.stderr, flush=True)
-            await asyncio.sleep(max(0.0, self._arguments.every - (time.monotonic() - started)))
-        over.set()
-        await traffic
+        async with asyncio.TaskGroup() as others:
+            others.create_task(self._send(over))
+            others.create_task(self._look(over))
+            promotions = await self._promote_all(versions[1:])
+            over.set()
         phases = {phase: _describe(self._answers, phase) for phase in ("undisturbed", "promotions")}
         before, beside = (phases[phase]["p99_seconds"] for phase in ("undisturbed", "promotions"))
         parts = {name: [item["parts_seconds"][name] for item in promotions] for name in promotions[0]["parts_seconds"]}
@@ -157,6 +155,21 @@ class Bench:
             "promotions": promotions,
         }
 
+    async def _promote_all(self, versions: list[Version]) -> list[dict[str, Any]]:
+        """Promote to one version after the other, with undisturbed whiles in between."""
+        promotions = []
+        while_seconds = self._arguments.undisturbed / math.ceil(len(versions) / TURN)
+        for number, version in enumerate(versions):
+            if number % TURN == 0:
+                self._phase = "undisturbed"
+                await asyncio.sleep(while_seconds)
+                self._phase = "promotions"
+            started = time.monotonic()
+            promotions.append(await self._promote(version))
+            print(json.dumps(promotions[-1]), file=sys.stderr, flush=True)
+            await asyncio.sleep(max(0.0, self._arguments.every - (time.monotonic() - started)))
+        return promotions
+
     async def _send(self, over: asyncio.Event) -> None:
         """Send one request a second, whether the ones before are answered or not."""
         tasks, start = [], time.monotonic()
@@ -164,6 +177,12 @@ class Bench:
             tasks.append(asyncio.create_task(self._note(self._asked[len(tasks) % len(self._asked)], self._phase)))
             await asyncio.sleep(max(0.0, start + len(tasks) - time.monotonic()))
         await asyncio.gather(*tasks)
+
+    async def _look(self, over: asyncio.Event) -> None:
+        """See who answers for `triage`, again and again."""
+        while not over.is_set():
+            self._seen |= await self._ask("triage", 1)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _note(self, model: str, phase: str) -> None:
         started = time.monotonic()
@@ -191,8 +210,8 @@ class Bench:
         started = time.monotonic()
         await asyncio.to_thread(move_alias, self._uri, "final", version.label)
         moved = time.monotonic()
-        while await self._ask("triage", 1) != {exact}:
-            await asyncio.sleep(0.1)
+        while exact not in self._seen:
+            await asyncio.sleep(0.02)
         seconds = time.monotonic() - moved
         status = (await self._http.get("/status")).json()
         parts = status["replicas"][0]["load_seconds"][exact]

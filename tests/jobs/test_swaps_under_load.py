@@ -143,7 +143,7 @@ async def find_series(status, exact, spoilt, disproved):
 
 
 @pytest.mark.skipif("RAYDISTILL_SWAPS" not in os.environ, reason="a kill costs 41 s: `make soak`")
-def test_a_replica_in_a_killed_ones_place_serves_the_versions_before_it_takes_requests(world):
+def test_requests_wait_for_the_replica_in_a_killed_ones_place_and_none_fails(world):
     asyncio.run(kill_engine_under_load(world))
 
 
@@ -178,10 +178,8 @@ async def kill_engine_under_load(world):
         over = True
         await asyncio.gather(*running)
     assert status["replicas"][0]["replica"] != old and status["aliases"]["tiny/final"] == exact
-    codes = [answer.status_code for answer in answers]
-    assert set(codes) <= {200, 503}, "an unknown name or the base model would be wrong"
-    assert codes[-1] == 200 and codes.count(200) > 10
+    assert len(answers) > 10
+    assert {answer.status_code for answer in answers} == {200}, {answer.text for answer in answers if answer.is_error}
     for answer in answers:
-        if answer.status_code == 200:
-            assert answer.headers[HEADER] == exact
-            assert answer.json()["choices"][0]["message"]["content"] == alone
+        assert answer.headers[HEADER] == exact
+        assert answer.json()["choices"][0]["message"]["content"] == alone
