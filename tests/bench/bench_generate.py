@@ -7,8 +7,9 @@ an engine that is not asked sleeps. Each turn has rows of its own, so nothing bu
 completion tokens a second of every turn, and their ratios pair by pair.
 
 `asked` is create_data without its smoke gate, whole: plan, Ray Data's start, asking, commits and the keep pass.
-`gated` is the same with the gate; `soft` records 20 log-probabilities a token; `generate` is LLM.generate; `data_llm`
-is ray.data.llm's vLLM processor, which starts an engine of its own each time: the time of 8 rows is taken off.
+`gated` is the same with the gate; `soft` records 20 log-probabilities a token; `generate` is LLM.generate, of an engine
+with our plugins as the teacher's has them, `unaided` of one without those that make it faster; `data_llm` is the vLLM
+processor of ray.data.llm, which starts an engine of its own each time: the time of 8 rows is taken off.
 """
 
 import argparse
@@ -35,8 +36,9 @@ from tests.processes import ROOT
 
 QUERIES = ROOT / "jobs" / "configs" / "triage.queries.jsonl"
 MODEL = "demo://smollm2-135m-instruct"
-SIDES = ("asked", "gated", "soft", "generate", "data_llm")
-RATIOS = (("asked", "generate"), ("gated", "asked"), ("soft", "asked"), ("asked", "data_llm"))
+SIDES = ("asked", "gated", "soft", "generate", "unaided", "data_llm")
+RATIOS = (("asked", "generate"), ("asked", "unaided"), ("gated", "asked"), ("soft", "asked"), ("asked", "data_llm"))
+SEEDS = "raydistill_cpu_seeds"  # without it an engine on CPU dies of a row with a seed whose prompt is cut
 START_ROWS = 8  # that show how long ray.data.llm takes to start
 
 
@@ -51,7 +53,7 @@ def main() -> None:
     cluster = ClusterConfig.model_validate({"num_cpus": 16, "object_store_mib": 300})
     connect(cluster)
     with tempfile.TemporaryDirectory(prefix="bench-generate-") as folder:
-        bench = Bench(Path(folder), arguments.rows)
+        bench = Bench(Path(folder), arguments.rows, arguments.sides)
         chooser = random.Random(0)
         turns: list[dict[str, Any]] = []
         for number in range(arguments.repeats):
@@ -83,10 +85,10 @@ def _describe_ratio(turns: list[dict[str, Any]], one: str, other: str) -> dict[s
 
 
 class Bench:
-    """Both engines, and rows for each turn."""
+    """The engines, and rows for each turn."""
 
-    def __init__(self, folder: Path, num_rows: int) -> None:
-        """Start the teacher's application and a plain LLM with the same engine arguments."""
+    def __init__(self, folder: Path, num_rows: int, sides: list[str]) -> None:
+        """Start the teacher's application, and for sides that want it an LLM with the same engine arguments."""
         import ray
 
         from raydistill.core.models import resolve_model
@@ -105,8 +107,13 @@ class Bench:
         self._args = vllm_args(self._engine, on_gpu=False, lora=False)
         self._env = llm_config.runtime_env or {}
         self._model_dir = model_dir
-        self._plain = ray.remote(num_cpus=2, runtime_env=self._env)(PlainEngine).remote(model_dir, self._args)
-        ray.get(self._plain.ready.remote())
+        variables = self._env["env_vars"]
+        environments = {"generate": variables, "unaided": variables | {"VLLM_PLUGINS": SEEDS}}
+        self._plain: dict[str, Any] = {}
+        for side in environments.keys() & set(sides):
+            actor = ray.remote(num_cpus=2, runtime_env={"env_vars": environments[side]})(PlainEngine)
+            self._plain[side] = actor.remote(model_dir, self._args)
+            ray.get(self._plain[side].ready.remote())
         texts = [json.loads(line)["text"] for line in QUERIES.read_text().splitlines()]
         self._texts = (f"{text} (Ticket {10_000 + index})" for index, text in enumerate(itertools.cycle(texts)))
 
@@ -132,19 +139,19 @@ class Bench:
         start = time.monotonic()
         if side == "data_llm":
             tokens, seconds = self._answer_with_data_llm(config)
-        elif side == "generate":
-            tokens, seconds = self._generate(config), time.monotonic() - start
+        elif side in self._plain:
+            tokens, seconds = self._generate(side, config), time.monotonic() - start
         else:
             manifest = create_data.run(config, self._handle, on_progress=lambda _: None)
             tokens, seconds = manifest.tokens["completion"], time.monotonic() - start
         return {"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 2)}
 
-    def _generate(self, config: CreateDataConfig) -> int:
-        """Ask the plain engine for the rows that create_data would ask; rendering them is part of the work."""
+    def _generate(self, side: str, config: CreateDataConfig) -> int:
+        """Ask a plain engine for the rows that create_data would ask; rendering them is part of the work."""
         import ray
 
         rows, sampling = _render(config)
-        return ray.get(self._plain.generate.remote(rows, sampling))
+        return ray.get(self._plain[side].generate.remote(rows, sampling))
 
     def _answer_with_data_llm(self, config: CreateDataConfig) -> tuple[int, float]:
         rows, sampling = _render(config)

@@ -33,16 +33,21 @@ def _expected(y, x, a, b, slots):
     return y
 
 
-def _choose_way(monkeypatch, few):
-    """Have so many rows count as few, and be multiplied by all adapters at once, or as many."""
+WAYS = [(True, 8), (True, 1), (True, 0), (False, 8), (False, 0)]
+
+
+def _choose_way(monkeypatch, way):
+    """Have so many rows count as few, and be multiplied by all adapters at once, or as many; and limit the layouts."""
+    few, layouts = way
     monkeypatch.setattr(lora_cpu, "FEW_ROWS", 256 if few else 1)
     monkeypatch.setattr(lora_cpu, "JOINT_ROWS", 512 if few else 0)
+    monkeypatch.setattr(lora_cpu, "LAYOUTS_A_STEP", layouts)
 
 
 @pytest.mark.parametrize("slots", [[0, 0, 0, 0], [-1, -1, -1, -1], [2, -1, 0, 2], [-1, 1, 1, 0], [2, 2, -1, -1]])
-@pytest.mark.parametrize("few", [True, False])
-def test_linear_equals_row_by_row_products(slots, monkeypatch, few):
-    _choose_way(monkeypatch, few)
+@pytest.mark.parametrize("way", WAYS)
+def test_linear_equals_row_by_row_products(slots, monkeypatch, way):
+    _choose_way(monkeypatch, way)
     a, b = _weights()
     x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
     expected = _expected(y, x, a, b, slots)
@@ -50,9 +55,9 @@ def test_linear_equals_row_by_row_products(slots, monkeypatch, few):
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("few", [True, False])
-def test_what_vllm_writes_into_its_own_tensors_later_is_used(monkeypatch, few):
-    _choose_way(monkeypatch, few)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_vllm_writes_into_its_own_tensors_later_is_used(monkeypatch, way):
+    _choose_way(monkeypatch, way)
     a, b = _weights()
     slots = [1, -1, 2, 1]
     wrapper = _wrapper(slots)
@@ -66,6 +71,53 @@ def test_what_vllm_writes_into_its_own_tensors_later_is_used(monkeypatch, few):
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
 
 
+def _count_layouts(monkeypatch):
+    """Return a list that grows by one with each product that is laid out."""
+    made, product = [], lora_cpu.Product
+    monkeypatch.setattr(lora_cpu, "Product", lambda weight_IO: made.append(weight_IO.shape) or product(weight_IO))
+    return made
+
+
+@pytest.mark.parametrize("joint_rows", [0, 512])
+def test_of_one_slot_that_is_written_the_others_products_stay(monkeypatch, joint_rows):
+    monkeypatch.setattr(lora_cpu, "JOINT_ROWS", joint_rows)
+    made = _count_layouts(monkeypatch)
+    (a, b), slots = _weights(), [0, 1, 2]
+
+    def add(wrapper):
+        before = len(made)
+        x, y = torch.randn(3, INPUTS), torch.zeros(3, sum(SIZES))
+        for _ in range(2):
+            wrapper._take_slots(torch.tensor(slots), torch.tensor(slots))
+            y.zero_()
+            wrapper.add_lora_linear(y, x, a, b, 1.0, SIZES)
+        torch.testing.assert_close(y, _expected(torch.zeros_like(y), x, a, b, slots), atol=1e-4, rtol=1e-4)
+        return len(made) - before
+
+    wrapper = _wrapper(slots)
+    add(wrapper)
+    a[0][1].copy_(a[0][1].clone())
+    assert add(wrapper) == 0, "nothing is other than before"
+    a[0][1] = 3.0
+    assert add(wrapper) == 2, "the joint pair, or the slot's own"
+
+
+@pytest.mark.parametrize("slots", [[1, 1, 1], [1, 0, -1]])
+def test_a_step_lays_out_a_few_layers_and_in_the_end_all_are(monkeypatch, slots):
+    monkeypatch.setattr(lora_cpu, "LAYOUTS_A_STEP", 2)
+    made, layers, wrapper = _count_layouts(monkeypatch), [_weights(seed) for seed in range(5)], _wrapper(slots)
+    grown = []
+    for _ in range(4):
+        wrapper._take_slots(torch.tensor(slots), torch.tensor(slots))
+        before = len(made)
+        for a, b in layers:
+            x, y = torch.randn(3, INPUTS), torch.zeros(3, sum(SIZES))
+            wrapper.add_lora_linear(y, x, a, b, 1.0, SIZES)
+            torch.testing.assert_close(y, _expected(torch.zeros_like(y), x, a, b, slots), atol=1e-4, rtol=1e-4)
+        grown.append(len(made) - before)
+    assert grown == [4, 4, 2, 0]
+
+
 @pytest.mark.parametrize("slots", [[1, 1, 1], [1, 0, 1]])
 def test_a_lower_rank_than_the_slots_and_slices_that_are_not_adapted(slots):
     a, b = _weights(4)
@@ -76,7 +128,7 @@ def test_a_lower_rank_than_the_slots_and_slices_that_are_not_adapted(slots):
     wrapper = _wrapper(slots)
     wrapper.add_lora_linear(y, x, a, b, 1.0, SIZES)
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
-    first_RI, second_RO = wrapper._layers[id(a[0])]._read(1)
+    first_RI, second_RO = wrapper._layers[id(a[0])]._find_factors(1)
     assert len(first_RI) == len(second_RO) == 2
 
 
@@ -111,9 +163,9 @@ def test_what_is_no_number_in_one_rows_adapter_reaches_no_other_row(factor):
     assert y[1:].isfinite().all() and not y[0].isfinite().all()
 
 
-@pytest.mark.parametrize("few", [True, False])
-def test_base_rows_are_untouched_bit_for_bit(monkeypatch, few):
-    _choose_way(monkeypatch, few)
+@pytest.mark.parametrize("way", WAYS)
+def test_base_rows_are_untouched_bit_for_bit(monkeypatch, way):
+    _choose_way(monkeypatch, way)
     a, b = _weights()
     x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
     before = y.clone()
