@@ -56,8 +56,8 @@ def draw(logits_NV: torch.Tensor, generators: dict[int, torch.Generator]) -> tor
         generators: of the rows that have a seed. Such a row's token depends on nothing but its logits and generator.
     """
     sums_NV = logits_NV.softmax(-1).cumsum(-1)  # summed up in float64 by torch, whatever the dtype
-    points_N1 = torch.rand(len(logits_NV), 1)
+    points_N1 = torch.rand(len(logits_NV), 1)  # at most 1 - 2**-24: times the last sum, it is below that
     for row, generator in generators.items():
         points_N1[row] = torch.rand(1, generator=generator)
     tokens_N1 = torch.searchsorted(sums_NV, points_N1 * sums_NV[:, -1:], right=True)  # the first sum beyond the point
-    return tokens_N1[:, 0].clamp_(max=logits_NV.shape[1] - 1)  # where no sum is, since a logit is no number
+    return tokens_N1[:, 0].clamp_(max=logits_NV.shape[1] - 1)  # where there is none, since a logit is no number

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 lora_cpu = pytest.importorskip("raydistill.engine.lora_cpu")
+lora_products = pytest.importorskip("raydistill.engine.lora_products")
 
 SLOTS, RANK, INPUTS, SIZES = 3, 4, 16, (8, 12)
 
@@ -39,9 +40,9 @@ WAYS = [(True, 8), (True, 1), (True, 0), (False, 8), (False, 0)]
 def _choose_way(monkeypatch, way):
     """Have so many rows count as few, and be multiplied by all adapters at once, or as many; and limit the layouts."""
     few, layouts = way
-    monkeypatch.setattr(lora_cpu, "FEW_ROWS", 256 if few else 1)
-    monkeypatch.setattr(lora_cpu, "JOINT_ROWS", 512 if few else 0)
-    monkeypatch.setattr(lora_cpu, "LAYOUTS_A_STEP", layouts)
+    monkeypatch.setattr(lora_products, "FEW_ROWS", 256 if few else 1)
+    monkeypatch.setattr(lora_products, "JOINT_ROWS", 512 if few else 0)
+    monkeypatch.setattr(lora_products, "LAYOUTS_A_STEP", layouts)
 
 
 @pytest.mark.parametrize("slots", [[0, 0, 0, 0], [-1, -1, -1, -1], [2, -1, 0, 2], [-1, 1, 1, 0], [2, 2, -1, -1]])
@@ -73,14 +74,14 @@ def test_what_vllm_writes_into_its_own_tensors_later_is_used(monkeypatch, way):
 
 def _count_layouts(monkeypatch):
     """Return a list that grows by one with each product that is laid out."""
-    made, product = [], lora_cpu.Product
-    monkeypatch.setattr(lora_cpu, "Product", lambda weight_IO: made.append(weight_IO.shape) or product(weight_IO))
+    made, product = [], lora_products.Product
+    monkeypatch.setattr(lora_products, "Product", lambda weight_IO: made.append(weight_IO.shape) or product(weight_IO))
     return made
 
 
 @pytest.mark.parametrize("joint_rows", [0, 512])
 def test_of_one_slot_that_is_written_the_others_products_stay(monkeypatch, joint_rows):
-    monkeypatch.setattr(lora_cpu, "JOINT_ROWS", joint_rows)
+    monkeypatch.setattr(lora_products, "JOINT_ROWS", joint_rows)
     made = _count_layouts(monkeypatch)
     (a, b), slots = _weights(), [0, 1, 2]
 
@@ -104,7 +105,7 @@ def test_of_one_slot_that_is_written_the_others_products_stay(monkeypatch, joint
 
 @pytest.mark.parametrize("slots", [[1, 1, 1], [1, 0, -1]])
 def test_a_step_lays_out_a_few_layers_and_in_the_end_all_are(monkeypatch, slots):
-    monkeypatch.setattr(lora_cpu, "LAYOUTS_A_STEP", 2)
+    monkeypatch.setattr(lora_products, "LAYOUTS_A_STEP", 2)
     made, layers, wrapper = _count_layouts(monkeypatch), [_weights(seed) for seed in range(5)], _wrapper(slots)
     grown = []
     for _ in range(4):
@@ -145,8 +146,8 @@ def test_a_layer_that_an_adapter_leaves_alone_stays_as_it_is(slots):
 
 
 def test_without_onednn_torch_multiplies(monkeypatch):
-    monkeypatch.setattr(lora_cpu.ops, "_supports_onednn", False)
-    monkeypatch.delattr(lora_cpu.ops, "create_onednn_mm")
+    monkeypatch.setattr(lora_products.ops, "_supports_onednn", False)
+    monkeypatch.delattr(lora_products.ops, "create_onednn_mm")
     a, b = _weights(6)
     x, y = torch.randn(4, INPUTS), torch.randn(4, sum(SIZES))
     expected = _expected(y, x, a, b, [2, -1, 0, 2])

@@ -72,6 +72,13 @@ def test_a_seeded_rows_tokens_do_not_depend_on_the_rows_beside_it():
     assert alone == answer([1, 2, 3], 2) == answer([4, 5], 0)
 
 
+def test_the_largest_random_number_draws_a_token_that_may_be_drawn(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *size, generator=None: torch.full(size, 1 - 2**-24))
+    logits_NV = torch.randn(2000, V, generator=torch.Generator().manual_seed(0))
+    logits_NV[:, -5:] = -torch.inf
+    assert draw(logits_NV, {}).max() < V - 5
+
+
 def test_what_is_no_number_is_still_a_token():
     logits_NV = torch.randn(2, V)
     logits_NV[0] = torch.nan
