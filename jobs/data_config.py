@@ -64,8 +64,8 @@ class CreateDataConfig(Section):
     """Of the order of the rows and of the sampling of each."""
     renderer: Literal["chat", "raw"] = "chat"
     """By the teacher's chat template, or, for a base model, as plain text: then P is a user template."""
-    concurrency: int = Field(default=32, ge=1)
-    """Rows at a replica of the teacher at a time."""
+    concurrency: int = Field(default=64, ge=1)
+    """Rows at a replica of the teacher at a time: as many as it decodes, `max_num_seqs`, or more."""
     rows_per_call: int = Field(default=1, ge=1)
     """Rows in one call to a replica: more where it answers in milliseconds, and calls cost more than answers."""
     num_actors: int = Field(default=2, ge=1)

@@ -131,7 +131,6 @@ class Bench:
                 "prompt": str(QUERIES.with_name("triage.prompt.json")),
                 "max_tokens": 96,
                 "temperature": 1.0,
-                "concurrency": self._engine.max_num_seqs,
                 "smoke_rows": 16 if side == "gated" else 0,
                 "top_logprobs": 20 if side == "soft" else None,
             }
