@@ -43,7 +43,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
         self._take_slots(self.token_lora_indices, self.sampler_indices)
 
     def _take_slots(self, tokens_N: torch.Tensor, samples_N: torch.Tensor) -> None:
-        self._allowance.renew()
+        self._allowance.renew(len(tokens_N))
         self._tokens, self._samples = group_rows(tokens_N), group_rows(samples_N)
         self._others_NS = find_others(tokens_N, self._tokens)
 

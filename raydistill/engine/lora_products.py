@@ -20,7 +20,8 @@ Group = tuple[int, torch.Tensor | None]  # adapter slot; its rows, or None for a
 Factors = tuple[torch.Tensor, torch.Tensor]  # of one slot: [R, I] and [R, O]
 FEW_ROWS = 256  # up to so many, what is to be added is made first; of more it would leave the cores' caches
 JOINT_ROWS = 512  # rows times slots: up to so many, the products of all adapters at once are faster than each one's
-LAYOUTS_A_STEP = 8  # each is 0.2 to 0.5 ms of SmolLM2-135M's step of 24
+LAYOUTS_A_STEP = 8  # at least; each is 0.2 to 0.5 ms of SmolLM2-135M's shortest step of 24
+TOKENS_A_LAYOUT = 4  # of a longer step, which so becomes an eighth longer
 
 _read_version = attrgetter("_version")
 
@@ -77,17 +78,17 @@ class Pair(NamedTuple):
 class Allowance:
     """How many pairs of products may still be laid out in this step of the engine, by all layers together.
 
-    All requests wait for a step, and to lay out all products of an adapter takes as long as several. What is not laid
-    out yet is multiplied as it is.
+    All requests wait for a step, and to lay out all products of an adapter takes as long as several short ones. What is
+    not laid out yet is multiplied as it is.
     """
 
     def __init__(self) -> None:
         """Allow none before the first step."""
         self._left = 0
 
-    def renew(self) -> None:
-        """Begin a step."""
-        self._left = LAYOUTS_A_STEP
+    def renew(self, num_tokens: int) -> None:
+        """Begin a step of so many tokens."""
+        self._left = max(LAYOUTS_A_STEP, num_tokens // TOKENS_A_LAYOUT)
 
     def take(self) -> bool:
         """Return whether one more may be laid out."""

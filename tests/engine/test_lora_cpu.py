@@ -43,6 +43,7 @@ def _choose_way(monkeypatch, way):
     monkeypatch.setattr(lora_products, "FEW_ROWS", 256 if few else 1)
     monkeypatch.setattr(lora_products, "JOINT_ROWS", 512 if few else 0)
     monkeypatch.setattr(lora_products, "LAYOUTS_A_STEP", layouts)
+    monkeypatch.setattr(lora_products, "TOKENS_A_LAYOUT", 64)
 
 
 @pytest.mark.parametrize("slots", [[0, 0, 0, 0], [-1, -1, -1, -1], [2, -1, 0, 2], [-1, 1, 1, 0], [2, 2, -1, -1]])
@@ -104,8 +105,10 @@ def test_of_one_slot_that_is_written_the_others_products_stay(monkeypatch, joint
 
 
 @pytest.mark.parametrize("slots", [[1, 1, 1], [1, 0, -1]])
-def test_a_step_lays_out_a_few_layers_and_in_the_end_all_are(monkeypatch, slots):
-    monkeypatch.setattr(lora_products, "LAYOUTS_A_STEP", 2)
+@pytest.mark.parametrize(("least", "tokens"), [(2, 4), (1, 1.5)])
+def test_a_step_lays_out_a_few_layers_and_in_the_end_all_are(monkeypatch, slots, least, tokens):
+    monkeypatch.setattr(lora_products, "LAYOUTS_A_STEP", least)
+    monkeypatch.setattr(lora_products, "TOKENS_A_LAYOUT", tokens)
     made, layers, wrapper = _count_layouts(monkeypatch), [_weights(seed) for seed in range(5)], _wrapper(slots)
     grown = []
     for _ in range(4):
