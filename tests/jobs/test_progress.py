@@ -216,7 +216,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, model_dir: str, ch
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_replicas", "actors"), [(200, 1, 2), (10, 1, 1), (100_000, 1, 2), (100_000, 8, 8), (1, 1, 1)]
+    ("num_rows", "num_replicas", "actors"), [(200, 1, 2), (10, 1, 1), (100_000, 1, 2), (100_000, 8, 16), (1, 1, 1)]
 )
 def test_there_are_actors_enough_for_the_rows_at_the_teacher(num_rows, num_replicas, actors):
     config = CreateDataConfig.model_validate(
