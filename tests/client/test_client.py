@@ -81,9 +81,11 @@ def test_async_sample_can_be_awaited_again_and_while_others_run(state, sampler):
     state.delay_seconds = 0.2
 
     async def use():
-        pending = [await sampler.sample_async(ModelInput.from_ints([i])) for i in range(5)]
+        pending = [await sampler.sample_async(ModelInput.from_ints([i])) for i in range(4)]
         first = await pending[0]
         assert await pending[0] is first
+        state.delay_seconds = 1.0
+        pending.append(await sampler.sample_async(ModelInput.from_ints([4])))
         given_up = asyncio.ensure_future(asyncio.wait_for(pending[4], timeout=0.0001))
         answers = await asyncio.gather(*pending)
         assert isinstance((await asyncio.gather(given_up, return_exceptions=True))[0], TimeoutError)
